@@ -1,0 +1,65 @@
+"""Make neural networks small: compressors for PyTorch in the manner of scikit-learn.
+
+>>> from skcompress import SVDCompressor
+>>> small = SVDCompressor(rank=0.3).fit_transform(model)        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import errors, protocols, registry, testing
+    from .compressors.low_rank import LowRankCompressor
+    from .compressors.svd import SVDCompressor
+    from .compressors.tucker import TuckerCompressor
+    from .metrics import count_bytes, count_flops, count_parameters, measure_latency
+    from .regularizers.finite_difference import FirstDifference, SecondDifference
+    from .regularizers.nuclear_norm import NuclearNorm
+
+# Where each public name lives. Importing on first use keeps `import skcompress` quick.
+_HOMES = {
+    "SVDCompressor": "compressors.svd",
+    "TuckerCompressor": "compressors.tucker",
+    "LowRankCompressor": "compressors.low_rank",
+    "NuclearNorm": "regularizers.nuclear_norm",
+    "FirstDifference": "regularizers.finite_difference",
+    "SecondDifference": "regularizers.finite_difference",
+    "count_bytes": "metrics",
+    "count_flops": "metrics",
+    "count_parameters": "metrics",
+    "measure_latency": "metrics",
+}
+_MODULES = ("errors", "protocols", "registry", "testing")
+
+__all__ = [
+    "FirstDifference",
+    "LowRankCompressor",
+    "NuclearNorm",
+    "SVDCompressor",
+    "SecondDifference",
+    "TuckerCompressor",
+    "count_bytes",
+    "count_flops",
+    "count_parameters",
+    "errors",
+    "measure_latency",
+    "protocols",
+    "registry",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

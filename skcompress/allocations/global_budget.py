@@ -1,0 +1,160 @@
+"""One budget of parameters for the whole model, divided optimally over the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import BudgetError
+from ..protocols import Allocation, Choice, Layer
+from .options import Options, frontier, pooled_options
+
+# Partial solutions carried from layer to layer. With fewer than this the result is
+# exactly optimal; beyond, the least promising are dropped.
+_BEAM = 1000
+
+
+class GlobalBudget(Allocation):
+    """The whole model keeps at most the fraction `rank` of its parameters.
+
+    Minimises the sum over layers of the relative energy lost, subject to the total of
+    stored numbers: a multiple-choice knapsack, solved by a Lagrangian bound and dynamic
+    programming over what the bound leaves. Which of several ways of cutting a weight,
+    which rank, or dense, is all one choice.
+    """
+
+    def allocate(
+        self, layers: Sequence[Layer], rank: float, n_fixed: int
+    ) -> list[Choice | None]:
+        n_total = n_fixed + sum(layer.dense for layer in layers)
+        # Tolerance for fractions that are not exact in binary, such as 0.3.
+        budget = int(rank * n_total + 1e-6) - n_fixed
+        options = [frontier(pooled_options(layer)) for layer in layers]
+        smallest = sum(int(o.costs[0]) for o in options)
+        if smallest > budget:
+            hint = "or shrink what is left out too"
+            raise BudgetError(rank, (smallest + n_fixed) / n_total, "the model", hint)
+        positions = divide(options, budget)
+        return [o.choice(p) for o, p in zip(options, positions, strict=True)]
+
+
+def divide(options: Sequence[Options], budget: int) -> list[int]:
+    """Choose one option per layer: least summed error at a summed cost within `budget`.
+
+    options : frontiers (ascending cost, falling error) of which the cheapest fit together
+    Returns the position of the choice in each.
+    """
+    price, greedy = lagrangian(options, budget)
+    reduced = []
+    bound = -price * budget
+    gap = sum(float(o.errors[p]) for o, p in zip(options, greedy, strict=True))
+    for o in options:
+        value = o.errors + price * o.costs
+        reduced.append(value - value.min())
+        bound += float(value.min())
+    # No solution better than the greedy one has options whose summed excess over the
+    # bound is above the gap between the two.
+    gap = max(gap - bound, 0.0) * (1 + 1e-9) + 1e-15
+    core = [np.flatnonzero(r <= gap) for r in reduced]
+    found = _search(options, core, reduced, gap, budget)
+    return greedy if found is None else found
+
+
+def lagrangian(options: Sequence[Options], budget: int) -> tuple[float, list[int]]:
+    """Give the price of one stored number at the budget, and the greedy solution.
+
+    Climbs the lower convex hulls of all layers in order of error saved per number, as
+    far as the budget goes, then spends what is left on any affordable option.
+    """
+    hulls = [lower_hull(o) for o in options]
+    steps = [
+        ((o.errors[a] - o.errors[b]) / (o.costs[b] - o.costs[a]), layer, int(b))
+        for layer, (o, hull) in enumerate(zip(options, hulls, strict=True))
+        for a, b in zip(hull[:-1], hull[1:], strict=True)
+    ]
+    # Along one hull the slopes fall, so a stable sort keeps each layer's own order.
+    steps.sort(key=lambda step: -step[0])
+    chosen = [0] * len(options)
+    left = budget - sum(int(o.costs[0]) for o in options)
+    price, blocked = 0.0, set()
+    for slope, layer, position in steps:
+        extra = int(options[layer].costs[position] - options[layer].costs[chosen[layer]])
+        if layer in blocked:
+            continue
+        if extra <= left:
+            chosen[layer], left = position, left - extra
+        else:
+            # The first step that does not fit sets the price; cheaper layers go on.
+            price = max(price, float(slope))
+            blocked.add(layer)
+    return price, _spend(options, chosen, left)
+
+
+def _spend(options: Sequence[Options], chosen: list[int], left: int) -> list[int]:
+    """Take, again and again, the affordable option that saves the most error."""
+    while True:
+        best = (0.0, -1, -1)
+        for layer, o in enumerate(options):
+            now = chosen[layer]
+            reach = int(np.searchsorted(o.costs, o.costs[now] + left, side="right")) - 1
+            saved = float(o.errors[now] - o.errors[reach])
+            if saved > best[0]:
+                best = (saved, layer, reach)
+        _, layer, reach = best
+        if layer < 0:
+            return chosen
+        left -= int(options[layer].costs[reach] - options[layer].costs[chosen[layer]])
+        chosen[layer] = reach
+
+
+def lower_hull(options: Options) -> np.ndarray:
+    """Positions on the lower convex hull of (cost, error), first to last."""
+    costs, errors = options.costs.astype(float), options.errors
+    hull: list[int] = []
+    for i in range(len(costs)):
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (errors[b] - errors[a]) * (costs[i] - costs[a]) < (errors[i] - errors[a]) * (
+                costs[b] - costs[a]
+            ):
+                break
+            hull.pop()
+        hull.append(i)
+    return np.array(hull)
+
+
+def _search(
+    options: Sequence[Options],
+    core: Sequence[np.ndarray],
+    reduced: Sequence[np.ndarray],
+    gap: float,
+    budget: int,
+) -> list[int] | None:
+    """Dynamic programming over the undominated sums of cost and error."""
+    cheapest = [int(o.costs[c].min()) for o, c in zip(options, core, strict=True)]
+    rest = sum(cheapest)
+    costs, errors, excess = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
+    trail: list[tuple[np.ndarray, np.ndarray]] = []
+    for o, c, r, least in zip(options, core, reduced, cheapest, strict=True):
+        rest -= least
+        sums = [
+            (old[:, None] + new[None, c]).ravel()
+            for old, new in ((costs, o.costs), (errors, o.errors), (excess, r))
+        ]
+        alive = np.flatnonzero((sums[0] + rest <= budget) & (sums[2] <= gap))
+        order = alive[np.lexsort((sums[1][alive], sums[0][alive]))]
+        before = np.concatenate([[np.inf], np.minimum.accumulate(sums[1][order])[:-1]])
+        order = order[sums[1][order] < before]
+        if len(order) > _BEAM:
+            order = np.sort(order[np.argsort(sums[2][order], kind="stable")[:_BEAM]])
+        if not len(order):
+            return None
+        costs, errors, excess = (s[order] for s in sums)
+        trail.append((order // len(c), c[order % len(c)]))
+    state = int(np.argmin(errors))
+    chosen = []
+    for parents, positions in reversed(trail):
+        chosen.append(int(positions[state]))
+        state = int(parents[state])
+    return chosen[::-1]

@@ -1,0 +1,212 @@
+"""From the weights of a model to factorisations, and from those to parameters."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import MetaWeightError, NonFiniteWeightError
+from ..factorized.chain import merge_groups, merge_stages
+from ..plan import LayerPlan
+from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
+from ..selection import Site
+
+Compete = Callable[[Sequence[int]], list[Decomposition]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of cutting up one weight: a factorisation per group, and their sum."""
+
+    decomposition: str
+    parts: list[Factorization]
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Curve of the whole layer: every group has the same rank."""
+        return merge_curves([part.curve for part in self.parts])
+
+
+@dataclass(frozen=True)
+class FactorizedSite:
+    """A weight with everything that the expensive step found out about it."""
+
+    name: str
+    dense: int
+    fingerprint: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def layer(self) -> Layer:
+        """What an allocation sees."""
+        return Layer(self.name, self.dense, tuple(c.curve for c in self.candidates))
+
+    def spectrum(self, choice: Choice | None) -> np.ndarray | tuple[np.ndarray, ...] | None:
+        """Singular values of the chosen candidate, or of the first; several for a Tucker."""
+        if not self.candidates:
+            return None
+        spectra = self.candidates[0 if choice is None else choice.curve].curve.spectra
+        values = tuple(spectrum.values for spectrum in spectra)
+        return values[0] if len(values) == 1 else values or None
+
+    def trimmed(self, choice: Choice | None) -> FactorizedSite:
+        """Keep what the chosen rank needs, nothing else."""
+        if choice is None:
+            return replace(self, candidates=())
+        chosen = self.candidates[choice.curve]
+        rank = chosen.curve.rank_at(choice.option)
+        parts = [part.trim(rank) for part in chosen.parts]
+        return replace(self, candidates=(Candidate(chosen.decomposition, parts),))
+
+    def parts(self, scheme: str, fingerprint: int) -> list[Factorization] | None:
+        """Factorisations for a scheme, if these are of the weight with this fingerprint."""
+        if fingerprint != self.fingerprint:
+            return None
+        return next((c.parts for c in self.candidates if c.parts[0].curve.scheme == scheme), None)
+
+
+def factorize_sites(
+    sites: Sequence[Site],
+    compete: Compete,
+    known: Mapping[str, FactorizedSite],
+    device: Any,
+    n_jobs: int | None,
+    verbose: bool | int,
+) -> list[FactorizedSite]:
+    """Factorise every weight in all ways that compete for it.
+
+    compete : gives the decompositions for a weight of some shape
+    known : earlier results; those of unchanged weights are taken over
+    """
+
+    def tasks() -> Iterator[Any]:
+        for site in tqdm(sites, desc="factorize", unit="layer", disable=not verbose):
+            weight = working_weight(site, device)
+            print_ = fingerprint(weight)
+            decompositions = compete(weight.shape[1:])
+            earlier = known.get(site.name)
+            names = tuple(map(repr, decompositions))
+            if (
+                earlier is not None
+                and earlier.fingerprint == print_
+                and tuple(c.decomposition for c in earlier.candidates) == names
+            ):
+                yield delayed(_same)(earlier)
+            else:
+                size = site.slot.size
+                yield delayed(_factorize)(site.name, size, print_, decompositions, weight)
+
+    # A hint, not an order: joblib.parallel_config of the user decides.
+    return list(Parallel(n_jobs=n_jobs, prefer="threads")(tasks()))
+
+
+def _same(site: FactorizedSite) -> FactorizedSite:
+    return site
+
+
+def _factorize(
+    name: str, size: int, print_: int, decompositions: Sequence[Decomposition], weight: Tensor
+) -> FactorizedSite:
+    candidates = tuple(
+        Candidate(repr(d), [d.factorize(group) for group in weight]) for d in decompositions
+    )
+    return FactorizedSite(name, size, print_, candidates)
+
+
+def working_weight(site: Site, device: Any) -> Tensor:
+    """Weight (groups, out, in, *kernel) as decompositions take it.
+
+    Raises `NonFiniteWeightError` or `MetaWeightError`, naming the layer.
+    """
+    weight = site.slot.read().detach()
+    if weight.is_meta:
+        raise MetaWeightError(site.name)
+    weight = weight.to(device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
+    # One cheap pass finds almost every weight finite; only an odd sum is looked into.
+    if not torch.isfinite(weight.sum()):
+        n_bad = int(weight.numel() - torch.isfinite(weight).sum())
+        if n_bad:
+            raise NonFiniteWeightError(site.name, n_bad, weight.shape)
+    return weight
+
+
+_PROBE = 4096
+
+
+def fingerprint(weight: Tensor) -> int:
+    """Number that changes when the values or the shape of a weight change.
+
+    A checksum of the products of the flattened weight's rows with one fixed vector: one
+    pass at the speed of memory, where hashing bytes would cost more than the SVDs saved.
+    """
+    flat = weight.reshape(-1)
+    probe = torch.arange(1, _PROBE + 1, dtype=torch.float64).mul_(2.399963).cos_().to(weight)
+    n_rows = len(flat) // _PROBE
+    rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
+    rest = flat[n_rows * _PROBE :]
+    sums = torch.cat([rows, (rest @ probe[: len(rest)])[None]])
+    return zlib.crc32(sums.cpu().numpy().tobytes(), zlib.crc32(repr(tuple(weight.shape)).encode()))
+
+
+def merge_curves(curves: Sequence[Curve]) -> Curve:
+    """Curve of several weights that get the same rank: costs and errors add up."""
+    if len(curves) == 1:
+        return curves[0]
+    first = curves[0]
+    # Options may depend on the weight: keep the ranks that every group offers.
+    tables = [{c.rank_at(i): i for i in range(len(c.costs))} for c in curves]
+    shared = [rank for rank in tables[0] if all(rank in table for table in tables)]
+    places = [[table[rank] for rank in shared] for table in tables]
+    spectra = tuple(
+        Spectrum(np.stack([s.values for s in same]), same[0].shape)
+        for same in zip(*(c.spectra for c in curves), strict=True)
+    )
+    return replace(
+        first,
+        ranks=first.ranks[places[0]],
+        costs=sum(c.costs[p] for c, p in zip(curves, places, strict=True)),
+        errors=sum(c.errors[p] for c, p in zip(curves, places, strict=True)),
+        total=sum(c.total for c in curves),
+        spectra=spectra,
+    )
+
+
+def stage_parameters(
+    site: Site,
+    planned: LayerPlan,
+    known: FactorizedSite | None,
+    decompositions: Mapping[str, Decomposition],
+    device: Any,
+) -> Factors:
+    """Parameters of the factors of one weight, as planned, where and what the weight is.
+
+    A weight on the meta device gives parameters on the meta device.
+    """
+    stored = site.slot.read().detach()
+    trained = site.slot.requires_grad
+    assert planned.scheme is not None and planned.rank is not None
+    if stored.is_meta:
+        shapes = merge_stages(planned.stages, stored.shape[0])
+        tensors = [torch.empty(s.shape, dtype=stored.dtype, device="meta") for s in shapes]
+        groups = tuple(s.groups for s in shapes)
+    else:
+        weight = working_weight(site, device)
+        parts = known and known.parts(planned.scheme, fingerprint(weight))
+        if parts is None:
+            decomposition = decompositions[planned.scheme]
+            parts = [decomposition.factorize(group) for group in weight]
+        factors = merge_groups(
+            [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
+        )
+        tensors = [t.to(stored).contiguous() for t in factors.tensors]
+        groups = factors.groups
+    return Factors(tuple(nn.Parameter(t, trained) for t in tensors), groups)

@@ -1,0 +1,167 @@
+"""From the options of all layers to a plan, and from a plan to another model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from .. import registry
+from ..errors import PlanMismatchError
+from ..plan import LayerPlan, Plan, sizes
+from ..protocols import Allocation, Choice, Curve, Decomposition, Layer
+from ..selection import Pattern, Selection, Site, flat_shape, matches
+from .factorizing import FactorizedSite
+
+NOT_WORTH_IT = "keeping it dense is the best use of the budget"
+NEVER_SMALLER = "no rank makes it smaller"
+
+
+def rank_patterns(rank: Any) -> list[Pattern]:
+    """Name patterns of a rank that is a dict."""
+    return list(rank) if isinstance(rank, dict) else []
+
+
+def choose_options(
+    sites: Sequence[FactorizedSite],
+    where: Sequence[Site],
+    rank: Any,
+    allocation: Allocation,
+    n_parameters: int,
+) -> tuple[list[Choice | None], list[str | None]]:
+    """Choose an option per weight, and say of each that stays dense why.
+
+    where : the sites in the model, for the patterns of a rank that is a dict
+    n_parameters : of the whole model
+    """
+    layers = [site.layer for site in sites]
+    if not isinstance(rank, dict):
+        n_fixed = n_parameters - sum(layer.dense for layer in layers)
+        return _choose(layers, rank, allocation, n_fixed)
+    choices: list[Choice | None] = [None] * len(layers)
+    reasons: list[str | None] = ["no pattern of rank matches it"] * len(layers)
+    open_ = set(range(len(layers)))
+    for pattern, value in rank.items():
+        members = [i for i in sorted(open_) if _is_named(pattern, where[i])]
+        open_.difference_update(members)
+        chosen, why = _choose([layers[i] for i in members], value, allocation, n_fixed=0)
+        for i, choice, reason in zip(members, chosen, why, strict=True):
+            choices[i], reasons[i] = choice, reason
+    return choices, reasons
+
+
+def _is_named(pattern: Pattern, site: Site) -> bool:
+    names = [site.name, *(module for module, _ in site.users)]
+    return matches(pattern, names, site.modules)
+
+
+def _choose(
+    layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: int
+) -> tuple[list[Choice | None], list[str | None]]:
+    reason = NOT_WORTH_IT
+    if isinstance(rank, Integral):
+        choices = [_fixed(layer, int(rank)) for layer in layers]
+        reason = f"rank {rank} would not make it smaller"
+    else:
+        if isinstance(rank, str):
+            allocation = registry.make("allocations", "auto")  # type: ignore[assignment]
+            rank = 1.0
+        choices = allocation.allocate(layers, float(rank), n_fixed)
+    reasons = [
+        None if choice is not None else reason if _can_shrink(layer) else NEVER_SMALLER
+        for layer, choice in zip(layers, choices, strict=True)
+    ]
+    return choices, reasons
+
+
+def _can_shrink(layer: Layer) -> bool:
+    return any((curve.costs < layer.dense).any() for curve in layer.curves)
+
+
+def _fixed(layer: Layer, rank: int) -> Choice | None:
+    """Of the curves that get smaller at `rank`, the one that loses least; then the cheapest."""
+    best: tuple[float, int] | None = None
+    chosen = None
+    for number, curve in enumerate(layer.curves):
+        ranks = curve.ranks if curve.ranks.ndim == 1 else curve.ranks.T
+        found = np.flatnonzero(np.all(np.atleast_2d(ranks) == rank, axis=0))
+        if len(found) and curve.costs[found[0]] < layer.dense:
+            value = (float(curve.errors[found[0]]), int(curve.costs[found[0]]))
+            if best is None or value < best:
+                best, chosen = value, Choice(number, int(found[0]))
+    return chosen
+
+
+def make_plan(
+    selection: Selection,
+    sites: Sequence[FactorizedSite],
+    choices: Sequence[Choice | None],
+    reasons: Sequence[str | None],
+    decompositions: Mapping[str, Decomposition],
+) -> Plan:
+    """One row per weight or untouched module, in the order of the model."""
+    rows = {
+        left.name: LayerPlan(
+            left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
+        )
+        for left in selection.left
+    }
+    for site, found, choice, reason in zip(selection.sites, sites, choices, reasons, strict=True):
+        shape = site.slot.shape
+        row: dict[str, Any] = {
+            "name": site.name,
+            "kind": site.kind,
+            "shape": flat_shape(shape),
+            "groups": shape[0],
+            "before": found.dense,
+            "after": found.dense,
+            "reason": reason,
+            "shared_with": tuple(module for module, _ in site.users[1:]),
+        }
+        if choice is not None:
+            curve = found.candidates[choice.curve].curve
+            rank = curve.rank_at(choice.option)
+            row.update(
+                scheme=curve.scheme,
+                rank=rank,
+                full_rank=curve.full_rank,
+                after=int(curve.costs[choice.option]),
+                error=relative_error(curve, choice.option),
+                stages=decompositions[curve.scheme].stages(shape[1:], rank),
+            )
+        elif not found.candidates:
+            row["reason"] = "; ".join(
+                f"{name}: {why}"
+                for name, d in decompositions.items()
+                if (why := d.unsupported(shape[1:]))
+            )
+        rows[site.name] = LayerPlan(**row)
+    return Plan(tuple(rows[name] for name in selection.order if name in rows))
+
+
+def relative_error(curve: Curve, option: int) -> float:
+    """Norm of what is lost, as a fraction of the weight's norm."""
+    return sqrt(float(curve.errors[option]) / curve.total) if curve.total > 0 else 0.0
+
+
+def compare_to_plan(plan: Plan, selection: Selection) -> None:
+    """Refuse a model whose weights are not those of the plan, naming the first difference."""
+    found = {left.name: (left.kind, left.shape) for left in selection.left}
+    found |= {s.name: (s.kind, flat_shape(s.slot.shape)) for s in selection.sites}
+    for planned in plan:
+        if planned.name not in found:
+            raise PlanMismatchError(planned.name, "is missing", _words(planned.kind, planned.shape))
+        if found[planned.name] != (planned.kind, planned.shape):
+            received = f"is {_words(*found[planned.name])}"
+            raise PlanMismatchError(planned.name, received, _words(planned.kind, planned.shape))
+    known = {planned.name for planned in plan}
+    for name in selection.order:
+        if name in found and name not in known:
+            raise PlanMismatchError(name, f"is {_words(*found[name])}", "no layer of that name")
+
+
+def _words(kind: str, shape: Sequence[int]) -> str:
+    return f"a {kind} of shape {sizes(tuple(shape)) or 'none'}"

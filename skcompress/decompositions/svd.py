@@ -1,0 +1,124 @@
+"""Truncated singular value decomposition of a weight unfolded to a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+from torch import Tensor
+
+from ..linalg import balanced_factors, leading_subspace, tail_energies
+from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
+
+Unfold = Callable[[Tensor], Tensor]
+Fold = Callable[[Tensor, Tensor, Sequence[int]], Factors]
+
+
+def break_even(rows: int, columns: int) -> int:
+    """Largest rank at which two factors store fewer numbers than the matrix, at least 1."""
+    return max(1, min((rows * columns - 1) // (rows + columns), rows, columns))
+
+
+class MatrixFactorization(Factorization):
+    """Truncated SVD of an unfolded weight, at every rank.
+
+    Keeps the singular vectors of the shorter side only, in the weight's precision and up
+    to the rank where the factors stop being smaller: at most half of the weight's size.
+
+    unfold : gives the matrix (rows, columns) of a weight; fold : gives the factors of
+    (rows, r) and (r, columns).
+    """
+
+    def __init__(self, weight: Tensor, unfold: Unfold, fold: Fold, scheme: str):
+        matrix = unfold(weight)
+        rows, columns = matrix.shape
+        values, vectors = leading_subspace(matrix)
+        tails = tail_energies(values)
+        self._unfold, self._fold = unfold, fold
+        self._basis = vectors[:, : break_even(rows, columns)].to(weight.dtype, copy=True)
+        ranks = np.arange(1, len(values) + 1)
+        self.curve = Curve(
+            scheme=scheme,
+            ranks=ranks,
+            costs=ranks * (rows + columns),
+            errors=tails.cpu().numpy(),
+            total=float(values.square().sum()),
+            full_rank=len(values),
+            spectra=(Spectrum(values.cpu().numpy(), (rows, columns)),),
+        )
+
+    def factors(self, weight: Tensor, rank: Rank) -> Factors:
+        assert isinstance(rank, int)
+        matrix = self._unfold(weight)
+        basis = self._basis
+        if rank > basis.shape[1]:
+            basis = leading_subspace(matrix).vectors
+        left, right = balanced_factors(matrix, basis[:, :rank])
+        return self._fold(left, right, weight.shape)
+
+    def trim(self, rank: Rank) -> MatrixFactorization:
+        assert isinstance(rank, int)
+        self._basis = self._basis[:, :rank].clone()
+        return self
+
+
+def unfold_output(weight: Tensor) -> Tensor:
+    """Unfold to (out, in * kernel)."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def fold_output(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:
+    """Fold to the k x k kernel down to r channels, then 1 x 1 up to the outputs."""
+    ones = (1,) * (len(shape) - 2)
+    return Factors((right.reshape(-1, *shape[1:]), left.reshape(*left.shape, *ones)), (1, 1))
+
+
+def unfold_input(weight: Tensor) -> Tensor:
+    """Unfold to (out * kernel, in)."""
+    return weight.movedim(1, -1).reshape(-1, weight.shape[1])
+
+
+def fold_input(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:
+    """Fold to 1 x 1 down to r channels, then the k x k kernel up to the outputs."""
+    ones = (1,) * (len(shape) - 2)
+    kernel = left.reshape(shape[0], *shape[2:], -1).movedim(-1, 1)
+    return Factors((right.reshape(*right.shape, *ones), kernel), (1, 1))
+
+
+class SVD(Decomposition):
+    """Truncated SVD of the channel unfolding: optimal in the Frobenius norm.
+
+    unfolding : "output" or "input"
+        Where the kernel stays: "output" is k x k to r channels, then 1 x 1, and stores
+        r (out + in * k^2) numbers; "input" is 1 x 1 to r channels, then k x k, and stores
+        r (in + out * k^2). The same for a layer without kernel.
+
+    References: Eckart & Young 1936; Denton et al. 2014, arXiv 1404.0736;
+    Zhang et al. 2015, arXiv 1505.06798.
+    """
+
+    def __init__(self, unfolding: str = "output"):
+        self.unfolding = unfolding
+
+    @property
+    def scheme(self) -> str:
+        return self.unfolding
+
+    def unsupported(self, shape: Sequence[int]) -> str | None:
+        if self.unfolding == "input" and prod(shape[2:]) == 1:
+            return "without a kernel it is the same as 'output'"
+        return None
+
+    def factorize(self, weight: Tensor) -> MatrixFactorization:
+        if self.unfolding == "input":
+            return MatrixFactorization(weight, unfold_input, fold_input, self.scheme)
+        return MatrixFactorization(weight, unfold_output, fold_output, self.scheme)
+
+    def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
+        assert isinstance(rank, int)
+        out, inputs, *kernel = shape
+        ones = (1,) * len(kernel)
+        if self.unfolding == "input":
+            return Stage((rank, inputs, *ones)), Stage((out, rank, *kernel))
+        return Stage((rank, inputs, *kernel)), Stage((out, rank, *ones))

@@ -1,0 +1,129 @@
+"""Tucker-2 decomposition: both channel axes of a convolution get smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..linalg import leading_subspace, short_side
+from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
+from .svd import SVD, MatrixFactorization, fold_output, unfold_input, unfold_output
+
+
+def channel_basis(unfolded: Tensor) -> tuple[Tensor, Spectrum]:
+    """Left singular vectors (rows, min(rows, columns)) of an unfolding, float64."""
+    subspace = leading_subspace(unfolded)
+    spectrum = Spectrum(subspace.values.cpu().numpy(), (unfolded.shape[0], unfolded.shape[1]))
+    if short_side(unfolded) is unfolded:
+        return subspace.vectors, spectrum
+    # More rows than columns: the vectors are on the other side. Q of a QR decomposition
+    # is orthonormal where singular values vanish too.
+    return torch.linalg.qr(unfolded.to(torch.float64) @ subspace.vectors).Q, spectrum
+
+
+def mix_channels(weight: Tensor, out_mix: Tensor, in_mix: Tensor) -> Tensor:
+    """Apply `out_mix` (p, out) and `in_mix` (q, in) to the channel axes of `weight`."""
+    mixed = torch.tensordot(out_mix, weight, dims=([1], [0]))
+    return torch.tensordot(mixed, in_mix, dims=([1], [1])).movedim(-1, 1)
+
+
+class TuckerFactorization(Factorization):
+    """Truncated higher-order SVD of the two channel axes, at every pair of ranks.
+
+    Projecting on the leading p output and q input vectors keeps exactly the energy of
+    the leading (p, q) block of the core, so two cumulative sums give the error of all
+    pairs at once. Only pairs that no other beats in both size and error are offered,
+    and those with p = q.
+    """
+
+    def __init__(self, weight: Tensor, scheme: str):
+        out, inputs, *kernel = weight.shape
+        out_basis, out_spectrum = channel_basis(unfold_output(weight))
+        in_basis, in_spectrum = channel_basis(unfold_input(weight).mT)
+        core = mix_channels(weight.to(torch.float64), out_basis.mT, in_basis.mT)
+        energy = core.square().flatten(2).sum(-1)
+        total = float(energy.sum())
+        # What a pair loses: energy beyond row p or beyond column q. Summed from the small
+        # end, so that tiny losses are not lost in the total.
+        beyond = energy.flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
+        rows = torch.cat([beyond[1:, :1], beyond.new_zeros(1, 1)])
+        columns = energy.cumsum(0).flip(1).cumsum(1).flip(1)
+        columns = torch.cat([columns[:, 1:], columns.new_zeros(len(columns), 1)], dim=1)
+        lost = (rows + columns).cpu().numpy()
+
+        p, q = np.indices(lost.shape) + 1
+        costs = inputs * q + prod(kernel) * p * q + out * p
+        keep = undominated(costs.ravel(), lost.ravel()) | (p == q).ravel()
+        order = np.flatnonzero(keep)
+        order = order[np.lexsort((lost.ravel()[order], costs.ravel()[order]))]
+        self._out_basis = out_basis.to(weight.dtype)
+        self._in_basis = in_basis.to(weight.dtype)
+        self.curve = Curve(
+            scheme=scheme,
+            ranks=np.stack([p.ravel()[order], q.ravel()[order]], axis=1),
+            costs=costs.ravel()[order],
+            errors=lost.ravel()[order],
+            total=total,
+            full_rank=(lost.shape[0], lost.shape[1]),
+            spectra=(out_spectrum, in_spectrum),
+        )
+
+    def factors(self, weight: Tensor, rank: Rank) -> Factors:
+        assert isinstance(rank, tuple)
+        ones = (1,) * (weight.dim() - 2)
+        out_basis = self._out_basis[:, : rank[0]]
+        in_basis = self._in_basis[:, : rank[1]]
+        core = mix_channels(weight, out_basis.mT, in_basis.mT)
+        tensors = (
+            in_basis.mT.reshape(*in_basis.mT.shape, *ones),
+            core,
+            out_basis.reshape(*out_basis.shape, *ones),
+        )
+        return Factors(tensors, (1, 1, 1))
+
+    def trim(self, rank: Rank) -> TuckerFactorization:
+        assert isinstance(rank, tuple)
+        self._out_basis = self._out_basis[:, : rank[0]].clone()
+        self._in_basis = self._in_basis[:, : rank[1]].clone()
+        return self
+
+
+def undominated(costs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Mark the options that no other beats in cost and error both; boolean (n,)."""
+    order = np.lexsort((errors, costs))
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(errors[order])[:-1]])
+    keep = np.zeros(len(costs), dtype=bool)
+    keep[order] = errors[order] < best_before
+    return keep
+
+
+class Tucker(Decomposition):
+    """Tucker-2 on convolutions (1 x 1, k x k between fewer channels, 1 x 1), SVD elsewhere.
+
+    The rank is a pair (outputs, inputs) where there is a kernel, and a number elsewhere.
+    An int asks for that many of both.
+
+    References: De Lathauwer et al. 2000 (HOSVD); Kim et al. 2016, arXiv 1511.06530.
+    """
+
+    @property
+    def scheme(self) -> str:
+        return "tucker"
+
+    def factorize(self, weight: Tensor) -> Factorization:
+        if prod(weight.shape[2:]) == 1:
+            return MatrixFactorization(weight, unfold_output, fold_output, self.scheme)
+        return TuckerFactorization(weight, self.scheme)
+
+    def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
+        if prod(shape[2:]) == 1:
+            return SVD().stages(shape, rank)
+        assert isinstance(rank, tuple)
+        out, inputs, *kernel = shape
+        ones = (1,) * len(kernel)
+        p, q = rank
+        return Stage((q, inputs, *ones)), Stage((p, q, *kernel)), Stage((out, p, *ones))

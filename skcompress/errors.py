@@ -1,0 +1,212 @@
+"""Exceptions that write their own messages.
+
+Every error says which parameter or layer it is about, what was received and what to
+do next. Each also derives from the built-in exception that callers would expect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+
+class SkcompressError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(map(repr, near)) + "?"
+    if not known:
+        return "none is registered"
+    shown = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
+    return f"known: {shown}"
+
+
+# --- plugins ---------------------------------------------------------------------------
+
+
+class UnknownNameError(SkcompressError, ValueError):
+    """A plugin name or kind that nobody registered."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str]):
+        super().__init__(f"no {kind} is named {name!r}; {_suggestion(name, known)}")
+
+
+class PluginConflictError(SkcompressError, ValueError):
+    """Two packages registered the same name."""
+
+    def __init__(self, kind: str, name: str, packages: Iterable[str]):
+        listed = " and ".join(sorted(map(repr, packages)))
+        super().__init__(
+            f"{name!r} of {kind} is registered by {listed}: uninstall one of them, "
+            "or pass an instance instead of the name"
+        )
+
+
+class PluginLoadError(SkcompressError, ImportError):
+    """A plugin whose module cannot be imported."""
+
+    def __init__(self, kind: str, name: str, package: str, cause: BaseException):
+        super().__init__(
+            f"{name!r} of {kind}, provided by package {package!r}, could not be loaded: "
+            f"{type(cause).__name__}: {cause}. Reinstall or remove {package!r}"
+        )
+
+
+class PluginTypeError(SkcompressError, TypeError):
+    """A plugin, or an instance, that is not what its kind asks for."""
+
+    def __init__(self, kind: str, received: object, expected: type):
+        what = (
+            f"the class {received.__qualname__}"
+            if isinstance(received, type)
+            else f"{received!r} of type {type(received).__name__}"
+        )
+        hint = (
+            "; pass an instance of it, not the class"
+            if isinstance(received, type) and issubclass(received, expected)
+            else ""
+        )
+        super().__init__(
+            f"{kind} must be names or instances of "
+            f"{expected.__module__}.{expected.__qualname__}; got {what}{hint}"
+        )
+
+
+class NotInstalledError(SkcompressError, RuntimeError):
+    """The package runs from a folder without metadata, so it has no entry points."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "skcompress is imported from a folder that was never installed, so it cannot "
+            "find its plugins: run `pip install -e .` in the checkout"
+        )
+
+
+# --- models and layers -----------------------------------------------------------------
+
+
+class ModelTypeError(SkcompressError, TypeError):
+    """Something else than a `torch.nn.Module` instance was passed as the model."""
+
+    def __init__(self, owner: str, received: object):
+        if isinstance(received, type):
+            what = f"the class {received.__qualname__}: pass an instance of it"
+        else:
+            what = f"an object of type {type(received).__name__}"
+        super().__init__(f"{owner} takes a torch.nn.Module instance; got {what}")
+
+
+class ModelCopyError(SkcompressError, ValueError):
+    """`copy.deepcopy` refuses the user's model."""
+
+    def __init__(self, cause: BaseException):
+        super().__init__(
+            "the model cannot be copied, and skcompress never changes the one it is given: "
+            f"copy.deepcopy(model) raised {type(cause).__name__}: {cause}"
+        )
+
+
+class SelectionError(SkcompressError, ValueError):
+    """A pattern of `layers`, `exclude` or `rank` that matches nothing."""
+
+    def __init__(self, parameter: str, pattern: object, names: Sequence[str]):
+        if isinstance(pattern, type):
+            hint = f"the model has no layer of type {pattern.__name__}"
+        else:
+            hint = _suggestion(str(pattern), names)
+        super().__init__(f"{parameter}={pattern!r} matches no layer of the model; {hint}")
+
+
+class NoLayerError(SkcompressError, ValueError):
+    """Nothing in the model can be compressed."""
+
+    def __init__(self, owner: str, reasons: Sequence[tuple[str, str]]):
+        listed = "; ".join(f"{name}: {why}" for name, why in reasons[:6])
+        more = f"; and {len(reasons) - 6} more" if len(reasons) > 6 else ""
+        super().__init__(
+            f"{owner} found no layer to compress: {listed or 'the model has no parameters'}{more}"
+        )
+
+
+class NonFiniteWeightError(SkcompressError, ValueError):
+    """NaN or infinity in a weight."""
+
+    def __init__(self, layer: str, n_bad: int, shape: Sequence[int]):
+        super().__init__(
+            f"the weight of layer {layer!r} has {n_bad} NaN or infinite values (shape "
+            f"{tuple(shape)}): repair or retrain it, or leave it out with exclude=[{layer!r}]"
+        )
+
+
+class MetaWeightError(SkcompressError, ValueError):
+    """A weight without values where values are needed."""
+
+    def __init__(self, layer: str):
+        super().__init__(
+            f"the weight of layer {layer!r} is on the meta device and has no values: fit on a "
+            "model with values; transform then takes a model on the meta device too"
+        )
+
+
+class PlanMismatchError(SkcompressError, ValueError):
+    """`transform` of a model that differs from the one that was fitted."""
+
+    def __init__(self, layer: str, received: str, expected: str):
+        super().__init__(
+            f"layer {layer!r} {received}, the plan expects {expected}: fit again on this model"
+        )
+
+
+class InverseError(SkcompressError, ValueError):
+    """`inverse_transform` of a compressor whose result cannot be taken back."""
+
+    def __init__(self, owner: str):
+        super().__init__(
+            f"{owner} has no inverse_transform: what it removes is not stored anywhere. Keep "
+            "the original model"
+        )
+
+
+# --- budgets ---------------------------------------------------------------------------
+
+
+def _round_up(share: float) -> float:
+    return math.ceil(share * 1e4) / 1e4
+
+
+class BudgetError(SkcompressError, ValueError):
+    """A budget that no choice of ranks can reach.
+
+    `smallest` is the smallest fraction of parameters that can be reached.
+    """
+
+    def __init__(self, rank: float, smallest: float, scope: str, hint: str = ""):
+        self.smallest = _round_up(smallest)
+        super().__init__(
+            f"rank={rank:g} cannot be reached: {scope} keeps at least {self.smallest:g} of its "
+            f"parameters. Ask for rank >= {self.smallest:g}" + (f", {hint}" if hint else "")
+        )
+
+
+class MissingSpectrumError(SkcompressError, ValueError):
+    """A threshold on singular values, asked of a decomposition that has none."""
+
+    def __init__(self, layer: str, scheme: str):
+        super().__init__(
+            f"the automatic rank needs singular values, and scheme {scheme!r} of layer "
+            f"{layer!r} has none: give rank as a number"
+        )
+
+
+class DataSupportError(SkcompressError, ValueError):
+    """A data-aware setting in a version without data-aware methods."""
+
+    def __init__(self, owner: str, setting: str):
+        super().__init__(
+            f"{setting} of {owner} needs data support, which this version does not have: "
+            "use metric='weights'"
+        )

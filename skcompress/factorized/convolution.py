@@ -1,0 +1,175 @@
+"""Convolutions and transposed convolutions as chains of smaller ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..protocols import Factors
+from .chain import multiply_out
+from .kind import (
+    Factorized,
+    LayerKind,
+    Memo,
+    Slot,
+    dense_copy,
+    overrides,
+    weight_parameters,
+    weight_reader,
+)
+from .linear import dense_weight
+
+_CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, type[nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+# Per kernel axis, and what a stage has along the axes that are not its own.
+_PER_AXIS = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+
+
+def _swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """Exchange the channel axes within each group: (g a, b, *k) to (g b, a, *k)."""
+    per_group = weight.unflatten(0, (groups, -1))
+    return per_group.transpose(1, 2).flatten(0, 1)
+
+
+def _settings(conv: Any) -> dict[str, Any]:
+    names = ("stride", "padding", "dilation", "groups", "padding_mode")
+    more = ("output_padding",) if conv.transposed else ()
+    return {name: getattr(conv, name) for name in names + more}
+
+
+def _make(
+    transposed: bool,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    kernel: Sequence[int],
+    settings: Mapping[str, Any],
+) -> nn.Module:
+    """Make a convolution around existing parameters, drawing no random numbers."""
+    cls = (_TRANSPOSED if transposed else _CONV)[len(kernel)]
+    channels = [weight.shape[1] * settings["groups"], weight.shape[0]]
+    if transposed:
+        channels.reverse()
+    layer = cls(*channels, tuple(kernel), bias=bias is not None, device="meta", **settings)
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
+
+
+class FactorizedConv(nn.Sequential, Factorized):
+    """A chain of `nn.Conv*d` or `nn.ConvTranspose*d` in place of one.
+
+    Each kernel axis belongs to the stage that is longer than 1 along it, with stride,
+    padding and dilation of that axis; the last stage holds the bias. Reading `weight`
+    multiplies the factors out to the shape that the original had.
+    """
+
+    @classmethod
+    def from_factors(
+        cls, conv: Any, factors: Factors, bias: nn.Parameter | None
+    ) -> FactorizedConv:
+        """Build from parameters (out_j, in_j / groups_j, *kernel_j) in place of `conv`.
+
+        Where `conv` is transposed, so is each factor's pair of channel axes.
+        """
+        settings = _settings(conv)
+        owners = tuple(_owner(factors, axis) for axis in range(len(conv.kernel_size)))
+        stages = []
+        for j, (weight, groups) in enumerate(zip(factors.tensors, factors.groups, strict=True)):
+            own = dict(settings, groups=groups)
+            for name, neutral in _PER_AXIS.items():
+                if isinstance(settings.get(name), tuple):
+                    own[name] = tuple(
+                        value if owners[axis] == j else neutral
+                        for axis, value in enumerate(settings[name])
+                    )
+            own_bias = bias if j == len(factors.tensors) - 1 else None
+            stages.append(_make(conv.transposed, weight, own_bias, weight.shape[2:], own))  # type: ignore[arg-type]
+        layer = cls(*stages)
+        layer.axis_owners = owners
+        for name in ("in_channels", "out_channels", "kernel_size", "transposed", *settings):
+            setattr(layer, name, getattr(conv, name))
+        return layer
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self[-1].bias
+
+    @property
+    def weight(self) -> Tensor:
+        groups = tuple(stage.groups for stage in self)
+        if not self.transposed:
+            return multiply_out(Factors(tuple(s.weight for s in self), groups), self.groups)
+        straight = tuple(_swap_channels(s.weight, s.groups) for s in self)
+        return _swap_channels(multiply_out(Factors(straight, groups), self.groups), self.groups)
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        if output_size is None:
+            return super().forward(input)
+        n_axes = len(self.kernel_size)
+        target = list(output_size)[-n_axes:]
+        for j, stage in enumerate(self):
+            before = input.shape[-n_axes:]
+            size = [
+                t if owner == j else n
+                for t, owner, n in zip(target, self.axis_owners, before, strict=True)
+            ]
+            input = stage(input, size)
+        return input
+
+    def to_dense(self, memo: Memo) -> nn.Module:
+        weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        bias = dense_copy(self.bias, memo)
+        return _make(self.transposed, weight, bias, self.kernel_size, _settings(self))
+
+
+def _owner(factors: Factors, axis: int) -> int:
+    """Which stage has stride and padding of a kernel axis: the longest, else the first."""
+    lengths = [t.shape[2 + axis] for t in factors.tensors]
+    return max(range(len(lengths)), key=lengths.__getitem__)
+
+
+class ConvKind(LayerKind):
+    """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` and their transposed forms."""
+
+    name = "Conv"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, (*_CONV.values(), *_TRANSPOSED.values()))
+
+    def refusal(self, module: Any) -> str | None:
+        table = _TRANSPOSED if module.transposed else _CONV
+        base = table[len(module.kernel_size)]
+        methods = ("forward",) if module.transposed else ("forward", "_conv_forward")
+        rewritten = overrides(module, base, *methods)
+        if rewritten:
+            return rewritten
+        if module.groups > 1 and module.groups == module.in_channels:
+            return "depthwise: each group sees one channel, so there is nothing to factorise"
+        return None
+
+    def slots(self, module: Any) -> list[Slot]:
+        read, groups = weight_reader(module), module.groups
+
+        def grouped() -> Tensor:
+            weight = read().unflatten(0, (groups, -1))
+            return weight.transpose(1, 2) if module.transposed else weight
+
+        parameters = weight_parameters(module)
+        return [Slot("", groups, grouped, parameters, tieable=not module.transposed)]
+
+    def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
+        chain = factors[""]
+        if module.transposed:
+            with torch.no_grad():
+                swapped = tuple(
+                    nn.Parameter(_swap_channels(t, g).contiguous(), requires_grad=t.requires_grad)
+                    for t, g in zip(chain.tensors, chain.groups, strict=True)
+                )
+            chain = Factors(swapped, chain.groups)
+        return FactorizedConv.from_factors(module, chain, dense_copy(module.bias, memo))

@@ -1,0 +1,89 @@
+"""Embeddings as a narrow embedding followed by a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..protocols import Factors
+from .chain import multiply_out
+from .kind import Factorized, LayerKind, Memo, Slot, overrides, weight_parameters, weight_reader
+from .linear import dense_weight
+
+_SETTINGS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+
+
+class Widen(nn.Module):
+    """x @ weight, for a weight stored (in, out).
+
+    `nn.Linear` stores (out, in); a tied output head stores the same factor the other way
+    round, and one parameter has to serve both.
+    """
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[0]}, out_features={self.weight.shape[1]}"
+
+
+def _embedding(weight: nn.Parameter, like: Any) -> nn.Embedding:
+    """Make an `nn.Embedding` around an existing parameter, with the settings of `like`."""
+    settings = {name: getattr(like, name) for name in _SETTINGS}
+    layer = nn.Embedding(*weight.shape, device="meta", **settings)
+    layer.weight = weight
+    return layer
+
+
+class FactorizedEmbedding(nn.Sequential, Factorized):
+    """`nn.Embedding` of width r, then the way up to `embedding_dim`.
+
+    Reading `weight` multiplies the factors out: (num_embeddings, embedding_dim).
+    """
+
+    @classmethod
+    def from_factors(cls, embedding: nn.Embedding, factors: Factors) -> FactorizedEmbedding:
+        """Build from parameters of shapes (r, dim), ..., (num, s): the last is looked up."""
+        *inner, table = factors.tensors
+        widen = (Widen(t) for t in reversed(inner))  # type: ignore[arg-type]
+        layer = cls(_embedding(table, embedding), *widen)  # type: ignore[arg-type]
+        for name in ("num_embeddings", "embedding_dim", *_SETTINGS):
+            setattr(layer, name, getattr(embedding, name))
+        return layer
+
+    def _stages(self) -> tuple[Tensor, ...]:
+        return tuple(stage.weight for stage in reversed(list(self)))
+
+    @property
+    def weight(self) -> Tensor:
+        return multiply_out(Factors(self._stages(), (1,) * len(self)))
+
+    def to_dense(self, memo: Memo) -> nn.Module:
+        return _embedding(dense_weight(self, self._stages(), memo), self)
+
+
+class EmbeddingKind(LayerKind):
+    """`torch.nn.Embedding`: its weight (num_embeddings, embedding_dim) is the matrix."""
+
+    name = "Embedding"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Embedding)
+
+    def refusal(self, module: Any) -> str | None:
+        if module.max_norm is not None:
+            return "max_norm rescales whole rows at every look-up, which factors cannot do"
+        return overrides(module, nn.Embedding)
+
+    def slots(self, module: nn.Module) -> list[Slot]:
+        read = weight_reader(module)
+        return [Slot("", 1, lambda: read()[None], weight_parameters(module))]
+
+    def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
+        return FactorizedEmbedding.from_factors(module, factors[""])

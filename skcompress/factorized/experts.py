@@ -1,0 +1,132 @@
+"""Mixture-of-experts blocks of transformers, whose experts are one 3-D parameter."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..protocols import Factors
+from .kind import Factorized, LayerKind, Memo, Slot
+
+_WEIGHTS = ("gate_up_proj", "down_proj")
+_ARGUMENTS = ["hidden_states", "top_k_index", "top_k_weights"]
+
+
+class FactorizedExperts(nn.Module, Factorized):
+    """Experts whose two projections are chains of thinner ones.
+
+    Stage j of a projection is one parameter (experts, out_j, in_j). Every expert works
+    on its own tokens only, as the original does; the gate between the projections is the
+    original's own.
+    """
+
+    def __init__(self, like: nn.Module, chains: Mapping[str, nn.ParameterList], memo: Memo):
+        super().__init__()
+        self._base = type(like)
+        _take_settings(self, like, memo)
+        self.chains = nn.ModuleDict(chains)
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in _WEIGHTS and "chains" in modules:
+            first, *others = modules["chains"][name]
+            product = first
+            for stage in others:
+                product = stage @ product
+            return product
+        return super().__getattr__(name)
+
+    def _project(self, name: str, expert: int, x: Tensor) -> Tensor:
+        for stage in self.chains[name]:
+            x = x @ stage[expert].mT
+        return x
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        n_experts = len(self.chains["down_proj"][0])
+        output = torch.zeros_like(hidden_states)
+        for expert in range(n_experts):
+            token, place = torch.where(top_k_index == expert)
+            inner = self._project("gate_up_proj", expert, hidden_states[token])
+            gated: Tensor = self._base._apply_gate(self, inner)  # type: ignore[operator]
+            result = self._project("down_proj", expert, gated) * top_k_weights[token, place, None]
+            output = output.index_add(0, token, result.to(output.dtype))
+        return output
+
+    def to_dense(self, memo: Memo) -> nn.Module:
+        layer = object.__new__(self._base)
+        nn.Module.__init__(layer)
+        _take_settings(layer, self, memo)
+        del layer._base
+        del layer.chains
+        for name in _WEIGHTS:
+            with torch.no_grad():
+                product = getattr(self, name).clone()
+            trained = any(p.requires_grad for p in self.chains[name])
+            layer.register_parameter(name, nn.Parameter(product, trained))
+        return layer
+
+
+def _take_settings(target: nn.Module, source: nn.Module, memo: Memo) -> None:
+    """Copy plain attributes and submodules of `source`, but no parameters."""
+    for name, value in vars(source).items():
+        if name not in target.__dict__:
+            setattr(target, name, copy.deepcopy(value, memo))
+    for name, module in source.named_children():
+        if name not in target._modules:
+            target.add_module(name, copy.deepcopy(module, memo))
+
+
+class ExpertsKind(LayerKind):
+    """Expert blocks that follow the common layout of transformers (Mixtral, Qwen-MoE, ...).
+
+    `gate_up_proj` (experts, 2 inner, hidden) and `down_proj` (experts, hidden, inner),
+    called with hidden states (tokens, hidden), expert indices and their weights
+    (tokens, k); the gate between them is `_apply_gate`.
+    """
+
+    name = "Experts"
+
+    def matches(self, module: nn.Module) -> bool:
+        return all(
+            isinstance(p := module._parameters.get(name), nn.Parameter) and p.dim() == 3
+            for name in _WEIGHTS
+        )
+
+    def refusal(self, module: Any) -> str | None:
+        if set(module._parameters) != set(_WEIGHTS):
+            return "experts with biases or further parameters: their forward is not known"
+        flags = {"has_gate": True, "has_bias": False, "is_transposed": False,
+                 "has_post_expert_norm": False, "_is_expert_parallel": False}  # fmt: skip
+        different = [n for n, wanted in flags.items() if getattr(module, n, None) is not wanted]
+        arguments = list(inspect.signature(type(module).forward).parameters)[1:]
+        if different or not hasattr(module, "_apply_gate") or arguments != _ARGUMENTS:
+            return "experts whose layout is not the common one of transformers"
+        return None
+
+    def slots(self, module: Any) -> list[Slot]:
+        return [self._slot(module, name) for name in _WEIGHTS]
+
+    @staticmethod
+    def _slot(module: Any, name: str) -> Slot:
+        parameter = getattr(module, name)
+        return Slot(name, len(parameter), lambda: parameter, (parameter,), tieable=False)
+
+    def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
+        chains = {}
+        for slot in self.slots(module):
+            name, n_experts = slot.name, slot.groups
+            if name in factors:
+                stages = [
+                    nn.Parameter(t.detach().unflatten(0, (n_experts, -1)), t.requires_grad)
+                    for t in factors[name].tensors
+                ]
+            else:
+                weight = slot.parameters[0]
+                stages = [nn.Parameter(weight.detach().clone(), weight.requires_grad)]
+            chains[name] = nn.ParameterList(stages)
+        return FactorizedExperts(module, chains, memo)

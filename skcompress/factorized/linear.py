@@ -1,0 +1,147 @@
+"""Linear layers, and the Conv1D of transformers, as two or more thinner ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..protocols import Factors
+from .chain import multiply_out
+from .kind import (
+    Factorized,
+    LayerKind,
+    Memo,
+    Slot,
+    dense_copy,
+    overrides,
+    weight_parameters,
+    weight_reader,
+)
+
+
+def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
+    """Make an `nn.Linear` around existing parameters, drawing no random numbers."""
+    out, inputs = weight.shape
+    layer = nn.Linear(inputs, out, bias=bias is not None, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
+
+
+class FactorizedLinear(nn.Sequential, Factorized):
+    """A chain of `nn.Linear`s in place of one; the last holds the bias.
+
+    Reading `weight` multiplies the factors out: (out_features, in_features), not a
+    parameter.
+    """
+
+    @classmethod
+    def from_factors(cls, factors: Factors, bias: nn.Parameter | None) -> FactorizedLinear:
+        """Build from parameters of shapes (r, in), ..., (out, r)."""
+        *inner, last = factors.tensors
+        return cls(*(linear(t) for t in inner), linear(last, bias))  # type: ignore[arg-type]
+
+    @property
+    def in_features(self) -> int:
+        return self[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        return self[-1].out_features
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self[-1].bias
+
+    @property
+    def weight(self) -> Tensor:
+        return multiply_out(Factors(tuple(s.weight for s in self), (1,) * len(self)))
+
+    def to_dense(self, memo: Memo) -> nn.Module:
+        weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        return linear(weight, dense_copy(self.bias, memo))
+
+
+def dense_weight(module: nn.Module, stages: tuple[Tensor, ...], memo: Memo) -> nn.Parameter:
+    """Multiply out a weight once for all layers that share its factors."""
+    # An embedding and its tied output head apply the same factors in opposite order.
+    key = frozenset(map(id, stages))
+    if key not in memo:
+        with torch.no_grad():
+            product = module.weight.detach().clone(memory_format=torch.contiguous_format)
+        memo[key] = nn.Parameter(product, requires_grad=any(s.requires_grad for s in stages))
+    return memo[key]  # type: ignore[return-value]
+
+
+class LinearKind(LayerKind):
+    """`torch.nn.Linear` and subclasses that keep its forward."""
+
+    name = "Linear"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        return overrides(module, nn.Linear)
+
+    def slots(self, module: nn.Module) -> list[Slot]:
+        read = weight_reader(module)
+        return [Slot("", 1, lambda: read()[None], weight_parameters(module))]
+
+    def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
+        return FactorizedLinear.from_factors(factors[""], dense_copy(module.bias, memo))
+
+
+class FactorizedConv1D(FactorizedLinear):
+    """In place of `transformers.pytorch_utils.Conv1D`, whose weight is (in, out)."""
+
+    dense_class: type[nn.Module]
+
+    @property
+    def nx(self) -> int:
+        return self.in_features
+
+    @property
+    def nf(self) -> int:
+        return self.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        return super().weight.mT
+
+    def to_dense(self, memo: Memo) -> nn.Module:
+        with torch.device("meta"):
+            layer = self.dense_class(self.nf, self.nx)
+        layer.weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        layer.bias = dense_copy(self.bias, memo)
+        return layer
+
+
+class Conv1DKind(LayerKind):
+    """The Conv1D of transformers (GPT-2): a linear layer with a transposed weight."""
+
+    name = "Conv1D"
+
+    @staticmethod
+    def _class() -> type[nn.Module] | None:
+        # Where transformers was never imported, no module can be one of its layers.
+        return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+
+    def matches(self, module: nn.Module) -> bool:
+        cls = self._class()
+        return cls is not None and isinstance(module, cls)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        return overrides(module, self._class())  # type: ignore[arg-type]
+
+    def slots(self, module: nn.Module) -> list[Slot]:
+        read = weight_reader(module)
+        parameters = weight_parameters(module)
+        return [Slot("", 1, lambda: read().mT[None], parameters, tieable=False)]
+
+    def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
+        layer = FactorizedConv1D.from_factors(factors[""], dense_copy(module.bias, memo))
+        layer.dense_class = self._class()  # type: ignore[attr-defined]
+        return layer

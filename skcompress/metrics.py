@@ -1,0 +1,78 @@
+"""How large and how fast a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Count the stored numbers of a model; what is shared counts once, buffers do not.
+
+    >>> count_parameters(torch.nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Count the bytes of parameters and buffers, each storage once."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def count_flops(model: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Floating-point operations of one forward pass, as torch's own counter counts them.
+
+    A multiply-add counts as two. Matrix products, convolutions and attention are
+    counted; elementwise operations are not.
+
+    >>> count_flops(torch.nn.Linear(3, 2), torch.zeros(5, 3))
+    60
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(*args, **kwargs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return counter.get_total_flops()
+
+
+def measure_latency(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    min_run_time: float = 0.2,
+) -> float:
+    """Median seconds of one forward pass, by `torch.utils.benchmark.Timer`.
+
+    args, kwargs : what the model is called with
+    min_run_time : seconds to measure for
+
+    Measured with the number of threads that torch is set to, in eval mode, without
+    gradients.
+    """
+    from torch.utils.benchmark import Timer
+
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.inference_mode():
+            timer = Timer(
+                "model(*args, **kwargs)",
+                globals={"model": model, "args": tuple(args), "kwargs": dict(kwargs or {})},
+                num_threads=torch.get_num_threads(),
+            )
+            return timer.blocked_autorange(min_run_time=min_run_time).median
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,190 @@
+"""What `fit` learnt, as plain data; and the table that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
+
+from tabulate import tabulate
+
+from .protocols import Rank, Stage
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one weight.
+
+    name : of the layer, plus the weight's name where a layer has several
+    kind : class of the layer
+    shape : of the weight, (out, in, *kernel); groups first where a layer is grouped
+    scheme, rank, full_rank : how it is cut up; None where it stays
+    groups : how many weights of the same rank are stored side by side
+    before, after : stored numbers of the weight
+    error : predicted norm of what is lost, relative to the weight's; 0 where it stays
+    reason : why it stays; None where it is compressed
+    shared_with : layers that use the same weight
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    before: int
+    after: int
+    groups: int = 1
+    scheme: str | None = None
+    rank: Rank | None = None
+    full_rank: Rank | None = None
+    error: float = 0.0
+    reason: str | None = None
+    shared_with: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One `LayerPlan` per weight, in the order of the model. Iterates over them."""
+
+    layers: tuple[LayerPlan, ...] = field(default_factory=tuple)
+
+    def __iter__(self) -> Iterator[LayerPlan]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain dicts, lists, strings and numbers, ready for JSON."""
+        return {"layers": [_plain(asdict(layer)) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """Take back what `to_dict` gave, also after a journey through JSON."""
+        layers = []
+        for item in data["layers"]:
+            values = {name: _hashable(value) for name, value in item.items()}
+            values["stages"] = tuple(
+                Stage(tuple(s["shape"]), s["groups"]) for s in item["stages"]
+            )
+            layers.append(LayerPlan(**values))
+        return cls(tuple(layers))
+
+    def __str__(self) -> str:
+        lines = [f"{layer.name}: {describe(layer)}" for layer in self.layers]
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def sizes(value: Rank | tuple[int, ...] | None) -> str:
+    """Write a shape or a rank as people do: 64x3x7x7."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else "x".join(map(str, value))
+
+
+def describe(layer: LayerPlan) -> str:
+    """Say in a few words what happens to a weight."""
+    if layer.reason is not None:
+        return f"dense: {layer.reason}"
+    return f"{layer.scheme}, rank {sizes(layer.rank)} of {sizes(layer.full_rank)}"
+
+
+_COLUMNS = ("layer", "kind", "shape", "scheme", "rank", "before", "after", "error", "note")
+_RIGHT = {"rank", "before", "after", "error"}
+
+
+class Report:
+    """The plan as a table: `print` it, look at it in a notebook, or `to_pandas()` it.
+
+    Rows count the numbers of one weight each; the totals count the whole model, with
+    biases, and everything shared once.
+    """
+
+    def __init__(self, plan: Plan, n_in: int, n_out: int):
+        self.plan = plan
+        self.n_parameters_in = n_in
+        self.n_parameters_out = n_out
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per weight, values unformatted."""
+        return [
+            {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "shape": layer.shape,
+                "scheme": layer.scheme,
+                "rank": layer.rank,
+                "full_rank": layer.full_rank,
+                "before": layer.before,
+                "after": layer.after,
+                "error": layer.error,
+                "note": layer.reason or _sharing(layer),
+            }
+            for layer in self.plan
+        ]
+
+    def to_pandas(self) -> Any:
+        """Give the rows as a `pandas.DataFrame`; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                row["layer"],
+                row["kind"],
+                sizes(row["shape"]),
+                row["scheme"] or "-",
+                f"{sizes(row['rank'])} of {sizes(row['full_rank'])}" if row["scheme"] else "-",
+                f"{row['before']:,}",
+                f"{row['after']:,}",
+                f"{row['error']:.4f}" if row["scheme"] else "-",
+                row["note"],
+            )
+            for row in self.rows()
+        ]
+
+    def _total(self) -> str:
+        share = self.n_parameters_out / max(self.n_parameters_in, 1)
+        n_compressed = sum(layer.reason is None for layer in self.plan)
+        return (
+            f"{self.n_parameters_in:,} -> {self.n_parameters_out:,} parameters "
+            f"({share:.1%} kept); {n_compressed} of {len(self.plan)} weights compressed"
+        )
+
+    def _tabulate(self, style: str) -> str:
+        align = ["right" if name in _RIGHT else "left" for name in _COLUMNS]
+        return tabulate(
+            self._cells(), headers=_COLUMNS, tablefmt=style, colalign=align, disable_numparse=True
+        )
+
+    def __str__(self) -> str:
+        return f"{self._tabulate('simple')}\n\n{self._total()}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"{self._tabulate('html')}<p>{escape(self._total())}</p>"
+
+
+def _sharing(layer: LayerPlan) -> str:
+    return f"shared with {', '.join(layer.shared_with)}" if layer.shared_with else ""

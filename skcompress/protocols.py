@@ -1,0 +1,251 @@
+"""What a plugin must write, and the records that pass between the parts.
+
+A plugin package subclasses one of `Decomposition`, `Allocation`, `Regularizer` or
+`Criterion`, and names it in the entry-point group of that kind. `docs/plugins.md` takes
+an author from an empty folder to a tested package.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor, nn
+
+from .errors import InverseError
+
+Rank = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shape of one factor: a convolution kernel, or a matrix where there is no kernel.
+
+    `shape` is (out, in / groups, *kernel), as `torch.nn.Conv2d.weight` has it.
+    """
+
+    shape: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many numbers the stage stores."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A weight of shape (out, in, *kernel) as a chain of smaller ones.
+
+    `tensors[0]` is applied to the input first. Each is of shape
+    (out_j, in_j / groups_j, *kernel_j); along every kernel axis at most one of them is
+    longer than 1, so that stride, padding and dilation of that axis belong to it.
+    """
+
+    tensors: tuple[Tensor, ...]
+    groups: tuple[int, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The shapes alone."""
+        return tuple(
+            Stage(tuple(t.shape), g) for t, g in zip(self.tensors, self.groups, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of one unfolding of a weight.
+
+    values : float array of shape (k,), descending; (groups, k) for a grouped layer
+    shape : (rows, columns) of the unfolding
+    """
+
+    values: np.ndarray
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a decomposition could do to one weight, at every rank that it offers.
+
+    scheme : str
+        Name of the way the weight is cut up, as the report shows it.
+    ranks : int array of shape (n,), or (n, modes) where a rank is a tuple
+    costs : int array of shape (n,)
+        Stored numbers, ascending.
+    errors : float array of shape (n,)
+        Squared Frobenius norm, in the metric, of what is lost; where a rank is one
+        number, never growing with it.
+    total : float
+        Squared norm of the whole weight in the same metric.
+    full_rank : int or tuple
+        The rank at which nothing is lost.
+    spectra : tuple of Spectrum
+        One for each number that a rank consists of; empty where there are none.
+    """
+
+    scheme: str
+    ranks: np.ndarray
+    costs: np.ndarray
+    errors: np.ndarray
+    total: float
+    full_rank: Rank
+    spectra: tuple[Spectrum, ...] = ()
+
+    def rank_at(self, index: int) -> Rank:
+        """Rank of option `index` as plain Python numbers."""
+        value = self.ranks[index].tolist()
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Factorization(ABC):
+    """One weight after its expensive step: every rank is cheap from here.
+
+    The weight itself is not kept, so that many of these fit in memory at once; it is
+    handed in again when factors are wanted.
+    """
+
+    curve: Curve
+
+    @abstractmethod
+    def factors(self, weight: Tensor, rank: Rank) -> Factors:
+        """Give the factors of `weight`, the tensor that was factorised, at `rank`."""
+
+    @abstractmethod
+    def trim(self, rank: Rank) -> Factorization:
+        """Forget what is only needed for other ranks than `rank`."""
+
+
+class Decomposition(BaseEstimator, ABC):
+    """Cuts a weight of shape (out, in, *kernel) into a chain of smaller ones.
+
+    It sees tensors, never modules: groups, tied weights, half precision and the layers
+    that hold the factors are the caller's business. `weight` is a finite floating
+    tensor without gradient in float32 or float64 on any device, possibly non-contiguous.
+    A subclass with randomness takes a `random_state` parameter.
+    """
+
+    @property
+    def scheme(self) -> str:
+        """Short name that the report shows."""
+        return type(self).__name__.lower()
+
+    def unsupported(self, shape: Sequence[int]) -> str | None:
+        """Say why a weight of this shape cannot be cut up this way; None if it can."""
+        return None
+
+    @abstractmethod
+    def factorize(self, weight: Tensor) -> Factorization:
+        """Do the expensive step for `weight` once, for all ranks."""
+
+    @abstractmethod
+    def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
+        """Shapes of the factors of a weight of `shape` at `rank`, without computing them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight as an allocation sees it.
+
+    dense : int
+        Stored numbers when it is left as it is, at no error.
+    curves : tuple of Curve
+        One for each way of cutting it up; they compete.
+    """
+
+    name: str
+    dense: int
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Option `option` of curve `curve` of a layer. "Dense" is None instead of a choice."""
+
+    curve: int
+    option: int
+
+
+class Allocation(BaseEstimator, ABC):
+    """Divides a budget over the layers. It sees numbers only."""
+
+    @abstractmethod
+    def allocate(
+        self, layers: Sequence[Layer], rank: float, n_fixed: int
+    ) -> list[Choice | None]:
+        """Choose for every layer one option, or None to leave it dense.
+
+        rank : the user's number in (0, 1]; what it is a fraction of is the allocation's
+            to say.
+        n_fixed : parameters outside `layers` that count towards a budget of the model.
+
+        A number that cannot be reached is a `skcompress.errors.BudgetError`. A choice
+        never costs more than `dense`.
+        """
+
+
+class Regularizer(BaseEstimator, ABC):
+    """A penalty on weights that is added to the loss while training.
+
+    A plugin writes `penalty`; a constructor of its own must keep the `weight` parameter.
+    """
+
+    def __init__(self, weight: float = 1e-4):
+        self.weight = weight
+
+    @abstractmethod
+    def penalty(self, weight: Tensor) -> Tensor:
+        """Give a non-negative differentiable scalar for a weight (out, in, *kernel)."""
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """`self.weight` times the sum of penalties over the model's weights, each once."""
+        # Deferred: which tensors of a model are weights is selection's knowledge, and
+        # selection is built on this file.
+        from .selection import weighted_penalty
+
+        return weighted_penalty(self, model)
+
+    def __add__(self, other: Regularizer) -> Regularizer:
+        """Both penalties, each with its own strength."""
+        from .regularizers.sum import SumRegularizer
+
+        if not isinstance(other, Regularizer):
+            return NotImplemented
+        return SumRegularizer((self, other))
+
+
+class Compressor(TransformerMixin, BaseEstimator, ABC):
+    """An estimator whose X is a `torch.nn.Module` and which gives back a smaller one.
+
+    The model that is passed in stays as it was, whatever happens. `plan_` and `report_`
+    are learnt by `fit`; `data`, where a compressor uses it, is the second positional
+    argument, so that `Pipeline.fit_transform(model, data)` hands it on.
+    """
+
+    @abstractmethod
+    def fit(self, model: nn.Module, data: object = None) -> Compressor:
+        """Learn what to do with each layer of `model`."""
+
+    @abstractmethod
+    def transform(self, model: nn.Module) -> nn.Module:
+        """Give a new, smaller model; `model` may be another one of the same architecture."""
+
+    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
+        """`fit` and `transform` of the same model."""
+        return self.fit(model, data).transform(model)
+
+    def inverse_transform(self, model: nn.Module) -> nn.Module:
+        """Give back a model of ordinary layers with the same function, where that exists."""
+        raise InverseError(type(self).__name__)
+
+
+class Criterion(BaseEstimator, ABC):
+    """Says how much each single number of a weight matters; used by pruners."""
+
+    @abstractmethod
+    def scores(self, weight: Tensor) -> Tensor:
+        """Give non-negative importances of the shape of `weight`; the least go first."""

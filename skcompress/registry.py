@@ -1,0 +1,91 @@
+"""Plugins by kind and name, found through the entry points of installed packages.
+
+`names` reads metadata only; `resolve` imports the one plugin that is asked for. The
+groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria` and
+`.compressors`, for our own plugins as for everybody's.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+
+from . import protocols
+from .errors import (
+    NotInstalledError,
+    PluginConflictError,
+    PluginLoadError,
+    PluginTypeError,
+    UnknownNameError,
+)
+
+KINDS: dict[str, type] = {
+    "decompositions": protocols.Decomposition,
+    "allocations": protocols.Allocation,
+    "regularizers": protocols.Regularizer,
+    "criteria": protocols.Criterion,
+    "compressors": protocols.Compressor,
+}
+
+
+def names(kind: str) -> list[str]:
+    """Names registered for a kind, sorted. Loads nothing.
+
+    >>> names("allocations")
+    ['auto', 'energy', 'global', 'uniform']
+    """
+    return sorted({point.name for point in _entry_points(kind)})
+
+
+def resolve(kind: str, name: object) -> object:
+    """Give the class registered as `name`, or `name` itself where it is an instance.
+
+    >>> resolve("decompositions", "svd").__name__
+    'SVD'
+
+    Raises
+    ------
+    UnknownNameError : nobody registered the name; the nearest ones are suggested
+    PluginConflictError : two packages registered it
+    PluginLoadError : its module cannot be imported
+    PluginTypeError : it is not of this kind
+    """
+    points = _entry_points(kind)
+    expected = KINDS[kind]
+    if isinstance(name, expected):
+        return name
+    if not isinstance(name, str):
+        raise PluginTypeError(kind, name, expected)
+    named = [point for point in points if point.name == name]
+    if not named:
+        raise UnknownNameError(kind, name, sorted({point.name for point in points}))
+    packages = {_package(point) for point in named}
+    if len(packages) > 1:
+        raise PluginConflictError(kind, name, packages)
+    try:
+        plugin = named[0].load()
+    except Exception as cause:
+        raise PluginLoadError(kind, name, packages.pop(), cause) from cause
+    if not (isinstance(plugin, type) and issubclass(plugin, expected)):
+        raise PluginTypeError(kind, plugin, expected)
+    return plugin
+
+
+def make(kind: str, name: object) -> object:
+    """Give an instance: of the class registered as `name`, or `name` itself."""
+    plugin = resolve(kind, name)
+    return plugin() if isinstance(plugin, type) else plugin
+
+
+def _entry_points(kind: str) -> list[EntryPoint]:
+    if kind not in KINDS:
+        raise UnknownNameError("plugin kind", str(kind), sorted(KINDS))
+    points = list(entry_points(group=f"skcompress.{kind}"))
+    try:
+        distribution("skcompress")
+    except PackageNotFoundError:
+        raise NotInstalledError from None
+    return points
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
