@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Columns converted to float64 at a time: a 512-row chunk is 8 MiB.
+# Columns converted to float64 at a time, so that no float64 copy of the weight is made.
 _CHUNK = 2048
 # Rows per block of the Gram matrix; only blocks on and below the diagonal are computed.
 _BLOCK = 128
@@ -31,10 +31,11 @@ class Subspace(NamedTuple):
     vectors: Tensor
 
 
-def gram(matrix: Tensor) -> Tensor:
-    """`matrix @ matrix.T` in float64, whatever the precision of `matrix`.
+def lower_gram(matrix: Tensor) -> Tensor:
+    """Lower triangle of `matrix @ matrix.T` in float64, whatever the precision of `matrix`.
 
     matrix : Tensor of shape (m, n), any floating dtype, any strides
+    Returns a Tensor (m, m) of which nothing above the diagonal is to be read.
     """
     m, n = matrix.shape
     out = torch.zeros(m, m, dtype=torch.float64, device=matrix.device)
@@ -44,7 +45,7 @@ def gram(matrix: Tensor) -> Tensor:
             block = part[row : row + _BLOCK]
             stop = row + block.shape[0]
             out[row:stop, :stop].addmm_(block, part[:stop].mT)
-    return out.tril().add_(out.tril(-1).mT)
+    return out
 
 
 def short_side(matrix: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def leading_subspace(matrix: Tensor) -> Subspace:
     if matrix.dtype == torch.float64:
         left, values, _ = torch.linalg.svd(short, full_matrices=False)
         return Subspace(values, left)
-    energies, vectors = torch.linalg.eigh(gram(short))
+    energies, vectors = torch.linalg.eigh(lower_gram(short), UPLO="L")
     return Subspace(energies.flip(0).clamp_(min=0).sqrt_(), vectors.flip(1))
 
 

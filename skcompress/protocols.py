@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from .errors import InverseError
@@ -241,6 +242,13 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give back a model of ordinary layers with the same function, where that exists."""
         raise InverseError(type(self).__name__)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        # X is a module, not a table.
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
 
 
 class Criterion(BaseEstimator, ABC):

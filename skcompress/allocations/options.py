@@ -45,7 +45,7 @@ def pooled_options(layer: Layer) -> Options:
         columns[2].append(np.full(len(smaller), number))
         columns[3].append(smaller)
     dense = (layer.dense, 0.0, -1, -1)
-    return Options(*(np.append(np.concatenate(c), d) for c, d in zip(columns, dense, strict=True)))
+    return Options(*(np.concatenate([*c, [d]]) for c, d in zip(columns, dense, strict=True)))
 
 
 def least_error(options: Options, budget: float) -> int | None:

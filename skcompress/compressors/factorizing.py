@@ -38,9 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FactorizedSite:
-    """A weight with everything that the expensive step found out about it."""
+    """A weight with everything that the expensive step found out about it.
+
+    shape : (out, in, *kernel) of each of its groups
+    dense : stored numbers
+    """
 
     name: str
+    shape: tuple[int, ...]
     dense: int
     fingerprint: int
     candidates: tuple[Candidate, ...]
@@ -91,7 +96,7 @@ def factorize_sites(
     def tasks() -> Iterator[Any]:
         for site in tqdm(sites, desc="factorize", unit="layer", disable=not verbose):
             weight = working_weight(site, device)
-            print_ = fingerprint(weight)
+            print_ = fingerprint(site.name, weight)
             decompositions = compete(weight.shape[1:])
             earlier = known.get(site.name)
             names = tuple(map(repr, decompositions))
@@ -119,34 +124,26 @@ def _factorize(
     candidates = tuple(
         Candidate(repr(d), [d.factorize(group) for group in weight]) for d in decompositions
     )
-    return FactorizedSite(name, size, print_, candidates)
+    return FactorizedSite(name, tuple(weight.shape[1:]), size, print_, candidates)
 
 
 def working_weight(site: Site, device: Any) -> Tensor:
-    """Weight (groups, out, in, *kernel) as decompositions take it.
-
-    Raises `NonFiniteWeightError` or `MetaWeightError`, naming the layer.
-    """
+    """Weight (groups, out, in, *kernel) as decompositions take it."""
     weight = site.slot.read().detach()
     if weight.is_meta:
         raise MetaWeightError(site.name)
-    weight = weight.to(device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
-    # One cheap pass finds almost every weight finite; only an odd sum is looked into.
-    if not torch.isfinite(weight.sum()):
-        n_bad = int(weight.numel() - torch.isfinite(weight).sum())
-        if n_bad:
-            raise NonFiniteWeightError(site.name, n_bad, weight.shape)
-    return weight
+    return weight.to(device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 _PROBE = 4096
 
 
-def fingerprint(weight: Tensor) -> int:
+def fingerprint(name: str, weight: Tensor) -> int:
     """Number that changes when the values or the shape of a weight change.
 
     A checksum of the products of the flattened weight's rows with one fixed vector: one
     pass at the speed of memory, where hashing bytes would cost more than the SVDs saved.
+    The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
     """
     flat = weight.reshape(-1)
     probe = torch.arange(1, _PROBE + 1, dtype=torch.float64).mul_(2.399963).cos_().to(weight)
@@ -154,6 +151,10 @@ def fingerprint(weight: Tensor) -> int:
     rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
     rest = flat[n_rows * _PROBE :]
     sums = torch.cat([rows, (rest @ probe[: len(rest)])[None]])
+    if not torch.isfinite(sums).all():
+        n_bad = int(weight.numel() - torch.isfinite(weight).sum())
+        if n_bad:  # finite weights can still overflow the sums
+            raise NonFiniteWeightError(name, n_bad, weight.shape)
     return zlib.crc32(sums.cpu().numpy().tobytes(), zlib.crc32(repr(tuple(weight.shape)).encode()))
 
 
@@ -200,7 +201,8 @@ def stage_parameters(
         groups = tuple(s.groups for s in shapes)
     else:
         weight = working_weight(site, device)
-        parts = known and known.parts(planned.scheme, fingerprint(weight))
+        seen = fingerprint(site.name, weight)
+        parts = None if known is None else known.parts(planned.scheme, seen)
         if parts is None:
             decomposition = decompositions[planned.scheme]
             parts = [decomposition.factorize(group) for group in weight]

@@ -22,14 +22,20 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import registry
-from ..errors import DataSupportError
+from ..errors import DataSupportError, NoLayerError
 from ..factorized import densify, substitute
 from ..metrics import count_parameters
 from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
 from ..selection import check_model, check_patterns, require_sites, select
 from .factorizing import FactorizedSite, factorize_sites, stage_parameters
-from .planning import choose_options, compare_to_plan, make_plan, rank_patterns
+from .planning import (
+    choose_options,
+    compare_to_plan,
+    make_plan,
+    rank_patterns,
+    why_unsupported,
+)
 
 _PATTERNS = [None, str, type, list, tuple, set]
 
@@ -178,6 +184,7 @@ class LowRankCompressor(Compressor):
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
+        _require_support(type(self).__name__, sites, decompositions)
         n_in = count_parameters(model)
         choices, reasons = choose_options(sites, selection.sites, self.rank, allocation, n_in)
         plan = make_plan(selection, sites, choices, reasons, decompositions)
@@ -209,9 +216,11 @@ class LowRankCompressor(Compressor):
     def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
         """`fit`, then `transform` of the same model, with each SVD computed once."""
         self.fit(model, data)
+        known = dict(self._factorized)
+        if not self.warm_start:
+            self._factorized = {}
         # Each factorisation is let go as soon as its factors exist, so that at no time
         # all of both are held.
-        known = dict(self._factorized) if self.warm_start else self._factorized
         with torch.no_grad():
             return self._replaced(model, known, release=True)
 
@@ -255,6 +264,16 @@ class LowRankCompressor(Compressor):
             raise DataSupportError(owner, "reconstruction='sequential'")
         if data is not None and self.metric == "auto":
             raise DataSupportError(owner, "metric='auto' with data")
+
+
+def _require_support(
+    owner: str, sites: Sequence[FactorizedSite], decompositions: Mapping[str, Decomposition]
+) -> None:
+    """Refuse a model of which no weight can be cut up by any of the decompositions."""
+    if not any(site.candidates for site in sites):
+        raise NoLayerError(
+            owner, [(s.name, why_unsupported(s.shape, decompositions)) for s in sites]
+        )
 
 
 def _check_rank(owner: str, rank: Any) -> None:

@@ -133,13 +133,15 @@ def make_plan(
                 stages=decompositions[curve.scheme].stages(shape[1:], rank),
             )
         elif not found.candidates:
-            row["reason"] = "; ".join(
-                f"{name}: {why}"
-                for name, d in decompositions.items()
-                if (why := d.unsupported(shape[1:]))
-            )
+            row["reason"] = why_unsupported(shape[1:], decompositions)
         rows[site.name] = LayerPlan(**row)
     return Plan(tuple(rows[name] for name in selection.order if name in rows))
+
+
+def why_unsupported(shape: Sequence[int], decompositions: Mapping[str, Decomposition]) -> str:
+    """Say of each decomposition why it cannot cut up a weight (out, in, *kernel)."""
+    reasons = {name: d.unsupported(shape) for name, d in decompositions.items()}
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
 
 
 def relative_error(curve: Curve, option: int) -> float:

@@ -1,0 +1,97 @@
+"""Who may import whom, and what importing the package may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skcompress
+
+ROOT = Path(skcompress.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# The lowest layer first; a part imports from layers below its own, or from its own.
+LAYERS = [
+    {"errors", "linalg"},
+    {"protocols"},
+    {"registry", "factorized", "decompositions", "allocations", "regularizers", "criteria",
+     "metrics", "plan"},
+    {"selection"},
+    {"compressors"},
+    {"testing"},
+]  # fmt: skip
+# What built-in plugins may use: what strangers may, and files of their own folder.
+PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
+OPEN_TO_PLUGINS = {"protocols", "errors", "linalg"}
+# protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
+DEFERRED = {("protocols", "selection"), ("protocols", "regularizers")}
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path, *, top_level: bool) -> set[str]:
+    """Parts of skcompress that a file imports; in function bodies too unless top_level."""
+    package = ("skcompress", *path.relative_to(ROOT).parent.parts)
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{stem}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("skcompress.")}
+    return found - {part(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path):
+    own = part(path)
+    if own == "__init__":
+        return
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    assert own in level, f"{own} has no place in the layout: add it to LAYERS"
+    imported = imported_parts(path, top_level=False)
+    if own in PLUGIN_FOLDERS:
+        assert imported <= OPEN_TO_PLUGINS
+    for other in imported:
+        if (own, other) in DEFERRED:
+            assert other not in imported_parts(path, top_level=True)
+            continue
+        assert level[other] <= level[own], f"{own} imports {other}, which is built on it"
+
+
+def modules_loaded_by(code: str) -> set[str]:
+    """Modules that `code` loads in a fresh process, beyond torch, sklearn.base and tqdm."""
+    script = (
+        "import sys, torch, sklearn.base, tqdm.auto; before = set(sys.modules)\n"
+        f"{code}\nprint(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_importing_is_silent_and_discovers_nothing():
+    loaded = modules_loaded_by("import skcompress")
+    assert "skcompress" in loaded
+    assert not loaded & {"optuna", "skorch", "matplotlib", "pandas", "transformers"}
+    assert not {m for m in loaded if m.startswith("skcompress.")}
+
+
+def test_using_a_compressor_imports_no_optional_package():
+    loaded = modules_loaded_by(
+        "from skcompress import SVDCompressor\n"
+        "SVDCompressor(rank=0.5).fit_transform(torch.nn.Sequential(torch.nn.Linear(20, 20)))"
+    )
+    assert "skcompress.compressors.svd" in loaded
+    assert not loaded & {"optuna", "skorch", "matplotlib", "pandas", "transformers"}

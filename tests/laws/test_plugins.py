@@ -1,0 +1,40 @@
+"""The conformance kit over everything registered."""
+
+from __future__ import annotations
+
+import pytest
+
+from skcompress import registry, testing
+
+OUR_OWN = {
+    "decompositions": ["svd", "spatial_svd", "tucker"],
+    "allocations": ["global", "uniform", "energy", "auto"],
+    "regularizers": ["nuclear_norm", "first_difference", "second_difference"],
+    "compressors": ["low_rank", "svd", "tucker"],
+}
+CHECKS = {
+    "decompositions": testing.check_decomposition,
+    "allocations": testing.check_allocation,
+    "regularizers": testing.check_regularizer,
+    "criteria": testing.check_criterion,
+    "compressors": testing.check_compressor,
+}
+
+
+def ours(kind: str) -> list[str]:
+    """Registered by this package; plugin packages run the kit in their own tests."""
+    return [n for n in registry.names(kind) if _home(kind, n).startswith("skcompress.")]
+
+
+def _home(kind: str, name: str) -> str:
+    return registry.resolve(kind, name).__module__
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in CHECKS for n in ours(k)])
+def test_keeps_the_laws(kind, name):
+    CHECKS[kind](registry.make(kind, name))
+
+
+def test_everything_ours_is_registered():
+    for kind, names in OUR_OWN.items():
+        assert set(names) <= set(registry.names(kind))

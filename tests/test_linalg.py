@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skcompress.linalg import balanced_factors, leading_subspace, lower_gram, tail_energies
+from skcompress.testing import awkward_weights
+
+MATRICES = [(name, w.flatten(1)) for name, w in awkward_weights()]
+NAMES = [name for name, _ in MATRICES]
+
+
+def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    left, right = balanced_factors(matrix, leading_subspace(matrix).vectors[:, :rank])
+    return left @ right
+
+
+@pytest.mark.parametrize(("name", "matrix"), MATRICES, ids=NAMES)
+def test_truncation_reaches_eckart_young_in_float32(name, matrix):
+    reference = torch.linalg.svdvals(matrix.double())
+    norm = float(matrix.double().norm())
+    for rank in {1, len(reference) // 3 or 1, len(reference) // 2 or 1, len(reference)}:
+        optimal = float(reference[rank:].norm())
+        lost = float((truncated(matrix, rank).double() - matrix.double()).norm())
+        assert lost - optimal <= 1e-5 * norm
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])
+def test_ill_conditioned_large_matrix(condition, generator):
+    m, n = 96, 400
+    left = torch.linalg.qr(torch.randn(m, m, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(n, m, generator=generator, dtype=torch.float64)).Q
+    values = torch.logspace(0, -torch.tensor(condition).log10().item(), m, dtype=torch.float64)
+    matrix = ((left * values) @ right.mT).float()
+    reference = torch.linalg.svdvals(matrix.double())
+    found = leading_subspace(matrix).values
+    assert torch.allclose(found, reference, atol=2e-8 * float(reference[0]), rtol=0)
+    for rank in (5, 40, 80, 96):
+        lost = float((truncated(matrix, rank).double() - matrix.double()).norm())
+        assert lost - float(reference[rank:].norm()) <= 1e-6 * float(matrix.norm())
+
+
+def test_float64_takes_the_direct_route(generator):
+    matrix = torch.randn(20, 30, generator=generator, dtype=torch.float64)
+    matrix[:, :] *= torch.logspace(0, -14, 20, dtype=torch.float64)[:, None]
+    found = leading_subspace(matrix).values
+    reference = torch.linalg.svdvals(matrix)
+    # Through a Gram matrix the smallest of these would drown below 1e-8.
+    assert torch.allclose(found, reference, rtol=1e-6, atol=1e-16)
+
+
+def test_gram_in_chunks_is_the_product_in_float64(generator):
+    matrix = torch.randn(300, 5000, generator=generator)
+    expected = matrix.double() @ matrix.double().mT
+    assert torch.allclose(lower_gram(matrix).tril(), expected.tril(), rtol=1e-12, atol=1e-9)
+
+
+def test_tail_energies_keep_tiny_tails():
+    values = torch.tensor([1.0, 1e-5, 1e-9], dtype=torch.float64)
+    assert tail_energies(values).tolist() == pytest.approx([1e-10 + 1e-18, 1e-18, 0.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
+def test_factors_are_balanced(shape, generator):
+    matrix = torch.randn(shape, generator=generator)
+    left, right = balanced_factors(matrix, leading_subspace(matrix).vectors[:, :5])
+    assert torch.allclose(left.norm(dim=0), right.norm(dim=1), rtol=1e-4)
+
+
+def test_factors_of_zeros_are_finite():
+    zeros = torch.zeros(6, 9)
+    left, right = balanced_factors(zeros, leading_subspace(zeros).vectors[:, :2])
+    assert torch.equal(left @ right, zeros)

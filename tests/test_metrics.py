@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from skcompress import count_bytes, count_flops, count_parameters, measure_latency
+
+
+def test_shared_parameters_count_once():
+    shared = nn.Linear(4, 4)
+    assert count_parameters(nn.Sequential(shared, shared)) == 20
+    tied = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
+    tied["b"].weight = tied["a"].weight
+    assert count_parameters(tied) == 16
+
+
+def test_trainable_only():
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    assert count_parameters(model, trainable_only=True) == 6
+
+
+def test_bytes_include_buffers_and_follow_the_dtype():
+    norm = nn.BatchNorm1d(4)
+    assert count_bytes(norm) == 4 * (4 + 4 + 4 + 4) + 8
+    assert count_bytes(nn.Linear(4, 4).half()) == 40
+
+
+def test_flops_of_a_convolution():
+    conv = nn.Conv2d(3, 8, 3, bias=False)
+    assert count_flops(conv, torch.zeros(2, 3, 6, 6)) == 2 * 2 * 8 * 4 * 4 * 27
+
+
+def test_measuring_keeps_the_mode():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).train()
+    model[1].eval()
+    assert measure_latency(model, (torch.zeros(1, 4),), min_run_time=0.01) > 0
+    count_flops(model, torch.zeros(1, 4))
+    assert model.training
+    assert not model[1].training
