@@ -14,7 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .errors import ModelTypeError, NoLayerError, SelectionError
-from .factorized import Factorized, LayerKind, Slot, kind_of
+from .factorized import LayerKind, Slot, kind_of
+from .factorized.reasons import is_opaque, why_left
 from .protocols import Regularizer
 
 Pattern = str | type
@@ -90,9 +91,11 @@ def matches(pattern: Pattern, names: Iterable[str], modules: Iterable[nn.Module]
 def check_patterns(parameter: str, patterns: Patterns, model: nn.Module) -> None:
     """Refuse a pattern that matches no module and no weight of `model`."""
     patterns = as_patterns(patterns)
+    if not patterns:
+        return
     names = [join(n, "") for n, _ in model.named_modules(remove_duplicate=False)]
     weights = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-    weights += [s.name for s in select(model).sites] if patterns else []
+    weights += [s.name for s in select(model).sites]
     for pattern in patterns:
         if not matches(pattern, names + weights, model.modules()):
             raise SelectionError(parameter, pattern, [n for n in names if n != display_name("")])
@@ -111,17 +114,14 @@ def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) ->
         aliases[id(module)].append(join(name, ""))
 
     found = Selection()
-    for name, module, kind in _layers(model):
+    wholes: set[int] = set()
+    for name, module, kind, reason in _layers(model):
         if kind is None:
-            found.left.extend(_unknown(name, module))
-            found.order.append(join(name, ""))
-            continue
-        reason = _refusal(module, kind)
-        slots = [] if reason else kind.slots(module)
-        if reason:
             found.order.append(join(name, ""))
             found.left.append(_left(name, module, reason))
-        for slot in slots:
+            continue
+        wholes.add(id(module))
+        for slot in kind.slots(module):
             site_name = join(name, slot.name)
             found.order.append(site_name)
             names = [join(a, slot.name) if slot.name else a for a in aliases[id(module)]]
@@ -133,7 +133,7 @@ def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) ->
                 found.left.append(_left_site(site, "in exclude"))
             else:
                 found.sites.append(site)
-    return _join_ties(model, found)
+    return _join_ties(found, _owners(model, wholes))
 
 
 def require_sites(owner: str, selection: Selection) -> None:
@@ -142,17 +142,42 @@ def require_sites(owner: str, selection: Selection) -> None:
         raise NoLayerError(owner, [(left.name, left.reason) for left in selection.left])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
-    """Every module that owns parameters, once; what is inside a known layer is its own."""
-    inside: set[int] = set()
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None, str]]:
+    """Every module that owns parameters, once: its kind, or None and why it is left.
+
+    What is inside a layer that can be compressed belongs to that layer.
+    """
+    inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if id(module) in inside:
+        if module in inside:
             continue
-        kind = None if isinstance(module, Factorized) else kind_of(module)
-        if kind is not None or isinstance(module, Factorized):
-            inside.update(id(m) for m in module.modules())
-        if kind is not None or isinstance(module, Factorized) or module._parameters:
-            yield name, module, kind
+        kind = kind_of(module)
+        reason = why_left(module, kind)
+        if is_opaque(module) or (kind and not reason):
+            inside.update(module.modules())
+        if reason:
+            yield name, module, None, reason
+        elif kind:
+            yield name, module, kind, ""
+
+
+def _owners(model: nn.Module, wholes: set[int]) -> dict[int, dict[int, str]]:
+    """By parameter, the layers that hold it, or else the modules: their ids and names.
+
+    wholes : ids of the layers that own what is inside them. A module inside one that is
+        used elsewhere too makes two owners of its parameters.
+    """
+    owners: dict[int, dict[int, str]] = defaultdict(dict)
+    whole, prefix = None, "."
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not name.startswith(prefix):
+            whole, prefix = None, "."
+        if whole is None and id(module) in wholes:
+            whole, prefix = (id(module), display_name(name)), f"{name}." if name else ""
+        holder, holder_name = whole or (id(module), display_name(name))
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].setdefault(holder, holder_name)
+    return owners
 
 
 def _type_name(module: nn.Module) -> str:
@@ -160,7 +185,8 @@ def _type_name(module: nn.Module) -> str:
 
 
 def _left(name: str, module: nn.Module, reason: str) -> Left:
-    parameters = [p for p in module.parameters() if not isinstance(p, UninitializedParameter)]
+    held = module.parameters(recurse=is_opaque(module))
+    parameters = [p for p in held if not isinstance(p, UninitializedParameter)]
     largest = max(parameters, key=lambda p: (p.dim(), p.numel()), default=None)
     shape = () if largest is None else tuple(largest.shape)
     size = sum(p.numel() for p in parameters)
@@ -176,56 +202,15 @@ def flat_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[1:]) if shape[0] == 1 else tuple(shape)
 
 
-def _unknown(name: str, module: nn.Module) -> Iterator[Left]:
-    """Say why the parameters of a module that is no known layer stay."""
-    own = {n: p for n, p in module._parameters.items() if p is not None}
-    if isinstance(module, Factorized):
-        yield _left(name, module, "already factorised")
-    elif isinstance(module, nn.Bilinear):
-        yield _left(name, module, "a form in two inputs: no factors that are plain layers")
-    elif any(isinstance(p, UninitializedParameter) for p in own.values()):
-        yield _left(name, module, "not initialised: run one batch through the model first")
-    elif own and all(p.dim() < 2 for p in own.values()):
-        yield _bare(name, module, own, "vectors only: nothing to factorise")
-    elif own:
-        listed = ", ".join(f"{n} {tuple(p.shape)}" for n, p in own.items() if p.dim() > 1)
-        reason = f"parameters used by its own forward, which is not a known layer's: {listed}"
-        yield _bare(name, module, own, reason)
-
-
-def _bare(name: str, module: nn.Module, own: dict[str, nn.Parameter], reason: str) -> Left:
-    largest = max(own.values(), key=lambda p: (p.dim(), p.numel()))
-    size = sum(p.numel() for p in own.values())
-    return Left(display_name(name), _type_name(module), tuple(largest.shape), size, reason)
-
-
-def _refusal(module: nn.Module, kind: LayerKind) -> str | None:
-    parameters = list(module.parameters())
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
-        return "not initialised: run one batch through the model first"
-    if any(not p.dtype.is_floating_point for p in parameters):
-        dtype = next(p.dtype for p in parameters if not p.dtype.is_floating_point)
-        return f"weights of {dtype}: only real floating-point weights can be factorised"
-    if any(p.numel() == 0 for p in parameters):
-        return "an empty weight"
-    return kind.refusal(module)
-
-
-def _join_ties(model: nn.Module, found: Selection) -> Selection:
+def _join_ties(found: Selection, owners: dict[int, dict[int, str]]) -> Selection:
     """Make one site of the layers that share a weight, or leave all of them."""
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(display_name(name))
     by_weight: dict[tuple[int, int | None], list[Site]] = defaultdict(list)
     for site in found.sites:
         by_weight[id(site.slot.parameters[0]), site.slot.part].append(site)
 
     joined = Selection(left=list(found.left), order=found.order)
     for sites in by_weight.values():
-        n_owners = max(len(owners[id(p)]) for s in sites for p in s.slot.parameters)
-        reason = _tie_refusal(sites, n_owners, owners)
+        reason = _tie_refusal(sites, owners)
         if reason is not None:
             joined.left.extend(_left_site(site, reason) for site in sites)
             continue
@@ -236,12 +221,12 @@ def _join_ties(model: nn.Module, found: Selection) -> Selection:
     return joined
 
 
-def _tie_refusal(
-    sites: Sequence[Site], n_owners: int, owners: dict[int, list[str]]
-) -> str | None:
-    if n_owners == 1:
+def _tie_refusal(sites: Sequence[Site], owners: dict[int, dict[int, str]]) -> str | None:
+    holders = [owners[id(p)] for site in sites for p in site.slot.parameters]
+    n_owners = max(map(len, holders))
+    if n_owners == len(sites) == 1:
         return None
-    names = {n for s in sites for p in s.slot.parameters for n in owners[id(p)]}
+    names = {name for holder in holders for name in holder.values()}
     shared = f"shares its weight among {', '.join(sorted(names))}"
     if len(sites) < n_owners:
         return f"{shared}, and not all of them can be compressed"

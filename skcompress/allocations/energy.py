@@ -18,7 +18,7 @@ class Energy(Allocation):
     def allocate(
         self, layers: Sequence[Layer], rank: float, n_fixed: int
     ) -> list[Choice | None]:
-        # Tolerance: a float32 weight's energy is not known better than this.
-        lost = (1 - rank) + 1e-12
+        # Errors of float32 weights are known to 1e-5 of the norm, energies to its square.
+        lost = (1 - rank) + 1e-10
         pooled = [pooled_options(layer) for layer in layers]
         return [options.choice(least_cost(options, lost)) for options in pooled]

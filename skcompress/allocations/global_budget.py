@@ -67,28 +67,28 @@ def lagrangian(options: Sequence[Options], budget: int) -> tuple[float, list[int
     Climbs the lower convex hulls of all layers in order of error saved per number, as
     far as the budget goes, then spends what is left on any affordable option.
     """
-    hulls = [lower_hull(o) for o in options]
-    steps = [
-        ((o.errors[a] - o.errors[b]) / (o.costs[b] - o.costs[a]), layer, int(b))
-        for layer, (o, hull) in enumerate(zip(options, hulls, strict=True))
-        for a, b in zip(hull[:-1], hull[1:], strict=True)
-    ]
+    slopes, extras, owners, positions = [], [], [], []
+    for layer, o in enumerate(options):
+        hull = lower_hull(o)
+        extra = np.diff(o.costs[hull])
+        slopes.append(-np.diff(o.errors[hull]) / extra)
+        extras.append(extra)
+        owners.append(np.full(len(extra), layer))
+        positions.append(hull[1:])
     # Along one hull the slopes fall, so a stable sort keeps each layer's own order.
-    steps.sort(key=lambda step: -step[0])
-    chosen = [0] * len(options)
+    slope = np.concatenate(slopes)
+    order = np.argsort(-slope, kind="stable")
     left = budget - sum(int(o.costs[0]) for o in options)
-    price, blocked = 0.0, set()
-    for slope, layer, position in steps:
-        extra = int(options[layer].costs[position] - options[layer].costs[chosen[layer]])
-        if layer in blocked:
-            continue
-        if extra <= left:
-            chosen[layer], left = position, left - extra
-        else:
-            # The first step that does not fit sets the price; cheaper layers go on.
-            price = max(price, float(slope))
-            blocked.add(layer)
-    return price, _spend(options, chosen, left)
+    spent = np.cumsum(np.concatenate(extras)[order])
+    n_taken = int(np.searchsorted(spent, left, side="right"))
+    chosen = np.zeros(len(options), dtype=int)
+    taken = order[:n_taken]
+    # Of repeated indices the last assignment counts: the step furthest along the hull.
+    chosen[np.concatenate(owners)[taken]] = np.concatenate(positions)[taken]
+    # The first step that does not fit sets the price of a number.
+    price = float(slope[order[n_taken]]) if n_taken < len(order) else 0.0
+    left -= int(spent[n_taken - 1]) if n_taken else 0
+    return price, _spend(options, chosen.tolist(), left)
 
 
 def _spend(options: Sequence[Options], chosen: list[int], left: int) -> list[int]:
@@ -110,14 +110,13 @@ def _spend(options: Sequence[Options], chosen: list[int], left: int) -> list[int
 
 def lower_hull(options: Options) -> np.ndarray:
     """Positions on the lower convex hull of (cost, error), first to last."""
-    costs, errors = options.costs.astype(float), options.errors
+    costs, errors = options.costs.tolist(), options.errors.tolist()
     hull: list[int] = []
-    for i in range(len(costs)):
+    for i, (cost, error) in enumerate(zip(costs, errors, strict=True)):
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
-            if (errors[b] - errors[a]) * (costs[i] - costs[a]) < (errors[i] - errors[a]) * (
-                costs[b] - costs[a]
-            ):
+            rise, run = error - errors[a], cost - costs[a]
+            if (errors[b] - errors[a]) * run < rise * (costs[b] - costs[a]):
                 break
             hull.pop()
         hull.append(i)

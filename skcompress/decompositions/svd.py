@@ -36,7 +36,7 @@ class MatrixFactorization(Factorization):
         values, vectors = leading_subspace(matrix)
         tails = tail_energies(values)
         self._unfold, self._fold = unfold, fold
-        self._basis = vectors[:, : break_even(rows, columns)].to(weight.dtype, copy=True)
+        self._basis = vectors[:, : break_even(rows, columns)].clone()
         ranks = np.arange(1, len(values) + 1)
         self.curve = Curve(
             scheme=scheme,

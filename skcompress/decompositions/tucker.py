@@ -19,10 +19,11 @@ def channel_basis(unfolded: Tensor) -> tuple[Tensor, Spectrum]:
     subspace = leading_subspace(unfolded)
     spectrum = Spectrum(subspace.values.cpu().numpy(), (unfolded.shape[0], unfolded.shape[1]))
     if short_side(unfolded) is unfolded:
-        return subspace.vectors, spectrum
+        return subspace.vectors.to(torch.float64), spectrum
     # More rows than columns: the vectors are on the other side. Q of a QR decomposition
     # is orthonormal where singular values vanish too.
-    return torch.linalg.qr(unfolded.to(torch.float64) @ subspace.vectors).Q, spectrum
+    other = unfolded.to(torch.float64) @ subspace.vectors.to(torch.float64)
+    return torch.linalg.qr(other).Q, spectrum
 
 
 def mix_channels(weight: Tensor, out_mix: Tensor, in_mix: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ nothing of compressors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ModelCopyError
@@ -20,6 +21,7 @@ from .experts import ExpertsKind
 from .kind import Factorized, LayerKind, Memo, Slot, carry_over
 from .linear import Conv1DKind, LinearKind
 from .recurrent import RecurrentKind
+from .reparametrized import cached_results
 
 __all__ = ["KINDS", "Factorized", "LayerKind", "Slot", "densify", "kind_of", "substitute"]
 
@@ -47,44 +49,66 @@ def substitute(model: nn.Module, factors: Mapping[str, Mapping[str, Factors]]) -
     The dense weights of replaced layers are never copied. Modules and parameters that
     are shared in `model` are shared in the copy.
     """
-    memo: Memo = {}
-    for name, module in dict(model.named_modules()).items():
-        if name in factors:
-            kind = kind_of(module)
-            assert kind is not None
-            memo[id(module)] = carry_over(module, kind.build(module, factors[name], memo), memo)
-    return _copy(model, memo)
+
+    def build(name: str, module: nn.Module, memo: Memo) -> nn.Module | None:
+        kind = kind_of(module) if name in factors else None
+        return kind and kind.build(module, factors[name], memo)
+
+    return _copy(model, build)
 
 
 def densify(model: nn.Module) -> nn.Module:
     """Copy `model` with ordinary layers in place of every stand-in."""
-    memo: Memo = {}
+
+    def build(name: str, module: nn.Module, memo: Memo) -> nn.Module | None:
+        return module.to_dense(memo) if isinstance(module, Factorized) else None
+
+    return _copy(model, build)
+
+
+def _copy(model: nn.Module, build: Callable[[str, nn.Module, Memo], nn.Module | None]) -> nn.Module:
+    """Copy `model` with what `build` gives in place of a module, where it gives something."""
+    memo: Memo = cached_results(model)
+    replaced: list[tuple[nn.Module, nn.Module]] = []
     inside: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, Factorized) and module not in inside:
+    for name, module in model.named_modules():
+        replacement = None if module in inside else build(name, module, memo)
+        if replacement is not None:
             inside.update(module.modules())
-            memo[id(module)] = carry_over(module, module.to_dense(memo), memo)
-    return _copy(model, memo)
-
-
-def _copy(model: nn.Module, memo: Memo) -> nn.Module:
+            replaced.append((module, replacement))
+    memo.update((id(module), replacement) for module, replacement in replaced)
     try:
-        result = copy.deepcopy(model, memo)
+        for module, replacement in replaced:
+            carry_over(module, replacement, memo)
+        result: nn.Module = copy.deepcopy(model, memo)
     except Exception as cause:
         raise ModelCopyError(cause) from cause
-    _settle_fast_paths(result)
+    _settle_fast_paths(model, memo)
     return result
 
 
-def _settle_fast_paths(model: nn.Module) -> None:
+def _settle_fast_paths(model: nn.Module, memo: Memo) -> None:
     """Keep torch's fused transformer kernel away from layers with factors inside.
 
     It reads `.weight` of those layers and would multiply the factors out at every call;
     the ordinary path of the same module calls them.
     """
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(
-            isinstance(inner, Factorized) for inner in module.modules()
-        ):
+        layer = memo.get(id(module))
+        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(layer, nn.Module):
             # The switch that torch itself sets where it cannot use the kernel.
-            module.activation_relu_or_gelu = 0
+            if _holds_factors(layer):
+                layer.activation_relu_or_gelu = 0
+            elif _holds_factors(module):
+                layer.activation_relu_or_gelu = _fused_activation(module.activation)
+
+
+def _holds_factors(module: nn.Module) -> bool:
+    return any(isinstance(inner, Factorized) for inner in module.modules())
+
+
+def _fused_activation(activation: object) -> int:
+    """What nn.TransformerEncoderLayer sets its switch to."""
+    if activation is F.relu or isinstance(activation, nn.ReLU):
+        return 1
+    return 2 if activation is F.gelu or isinstance(activation, nn.GELU) else 0

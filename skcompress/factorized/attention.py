@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..protocols import Factors
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear, linear
+from .reparametrized import computed_names, holds_more
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _SETTINGS = ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first",
@@ -21,7 +23,8 @@ _SETTINGS = ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "b
 class FactorizedMultiheadAttention(nn.Module, Factorized):
     """Multi-head attention over four projections, each dense or a chain of layers.
 
-    Takes what `nn.MultiheadAttention.forward` takes and gives what it gives.
+    Takes what `nn.MultiheadAttention.forward` takes and gives what it gives. Where none of
+    the three input projections is factorised they stay one, `in_proj`.
     """
 
     # Read by nn.TransformerEncoderLayer: anything but True keeps it from handing dense
@@ -34,19 +37,36 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             setattr(self, name, getattr(like, name))
         for name, projection in projections.items():
             self.add_module(name, projection)
-        self.bias_k = dense_copy(like.bias_k, memo)
-        self.bias_v = dense_copy(like.bias_v, memo)
+        for name in ("in_proj_bias", "bias_k", "bias_v"):
+            self.register_parameter(name, dense_copy(getattr(like, name), memo))
+
+    def _is_packed(self) -> bool:
+        return "in_proj" in self._modules
+
+    def _input_weight(self, part: int) -> Tensor:
+        if self._is_packed():
+            return self.in_proj.weight.chunk(3)[part]
+        return getattr(self, _INPUTS[part]).weight
+
+    q_proj_weight = property(lambda self: self._input_weight(0))
+    k_proj_weight = property(lambda self: self._input_weight(1))
+    v_proj_weight = property(lambda self: self._input_weight(2))
 
     @property
-    def in_proj_bias(self) -> Tensor | None:
-        """Bias of the three input projections, concatenated; None without bias."""
-        biases = [getattr(self, name).bias for name in _INPUTS]
-        return None if biases[0] is None else torch.cat(biases)
+    def in_proj_weight(self) -> Tensor | None:
+        """Input projections multiplied out and concatenated; None where widths differ."""
+        if self._is_packed():
+            return self.in_proj.weight
+        if not self.embed_dim == self.kdim == self.vdim:
+            return None
+        return torch.cat([self._input_weight(part) for part in range(3)])
 
-    @property
-    def in_proj_weight(self) -> Tensor:
-        """Weights of the three input projections, multiplied out and concatenated."""
-        return torch.cat([getattr(self, name).weight for name in _INPUTS])
+    def _project(self, part: int, x: Tensor) -> Tensor:
+        if self._is_packed():
+            x = F.linear(x, self._input_weight(part))
+        else:
+            x = getattr(self, _INPUTS[part])(x)
+        return x if self.in_proj_bias is None else x + self.in_proj_bias.chunk(3)[part]
 
     def forward(
         self,
@@ -60,6 +80,8 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested:
+            if attn_mask is not None or key_padding_mask is not None:
+                raise RuntimeError("masks of nested tensors are not supported")
             return self._forward_nested(query), None
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
@@ -71,10 +93,10 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         elif not self.batch_first:
             inputs = [x.transpose(0, 1) for x in inputs]
 
-        q, k, v = (getattr(self, name)(x) for name, x in zip(_INPUTS, inputs, strict=True))
+        q, k, v = (self._project(part, x) for part, x in enumerate(inputs))
         k = self._extend(k, self.bias_k)
         v = self._extend(v, self.bias_v)
-        mask = self._merged_mask(attn_mask, key_padding_mask, q, k.shape[1])
+        mask = self._merged_mask(attn_mask, key_padding_mask, q.dtype)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -107,43 +129,55 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
 
     def _merged_mask(
-        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, n_keys: int
+        self, attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
         """One additive mask (b or 1, heads or 1, queries or 1, keys), or None."""
+        n_extra = (self.bias_k is not None) + bool(self.add_zero_attn)
         merged = None
         if attn_mask is not None:
-            merged = _additive(attn_mask, q.dtype)
+            merged = F.pad(_additive(attn_mask, dtype), (0, n_extra))
             if merged.dim() == 3:
                 merged = merged.unflatten(0, (-1, self.num_heads))
             else:
                 merged = merged[None, None]
-            merged = F.pad(merged, (0, n_keys - merged.shape[-1]))
         if padding is not None:
-            pad = F.pad(_additive(padding, q.dtype), (0, n_keys - padding.shape[-1]))
-            merged = pad[:, None, None] if merged is None else merged + pad[:, None, None]
+            pad = F.pad(_additive(padding, dtype), (0, n_extra))[:, None, None]
+            merged = pad if merged is None else merged + pad
         return merged
 
     def to_dense(self, memo: Memo) -> nn.Module:
         attention = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, dropout=self.dropout, bias=self.q_proj.bias is not None,
-            add_bias_kv=self.bias_k is not None, add_zero_attn=self.add_zero_attn, kdim=self.kdim,
-            vdim=self.vdim, batch_first=self.batch_first, device="meta",
+            self.embed_dim, self.num_heads, dropout=self.dropout,
+            bias=self.in_proj_bias is not None, add_bias_kv=self.bias_k is not None,
+            add_zero_attn=self.add_zero_attn, kdim=self.kdim, vdim=self.vdim,
+            batch_first=self.batch_first, device="meta",
         )  # fmt: skip
-        dense = {name: getattr(self, name) for name in (*_INPUTS, "out_proj")}
-        trained = any(p.requires_grad for p in self.q_proj.parameters())
-        with torch.no_grad():
-            if attention._qkv_same_embed_dim:
-                attention.in_proj_weight = nn.Parameter(self.in_proj_weight, trained)
-            else:
-                for name in _INPUTS:
-                    weight = nn.Parameter(dense[name].weight.clone(), trained)
-                    setattr(attention, f"{name}_weight", weight)
-            if self.in_proj_bias is not None:
-                attention.in_proj_bias = nn.Parameter(self.in_proj_bias, trained)
-            attention.out_proj.weight = nn.Parameter(dense["out_proj"].weight.clone(), trained)
-        attention.out_proj.bias = dense_copy(dense["out_proj"].bias, memo)
-        attention.bias_k, attention.bias_v = (dense_copy(b, memo) for b in (self.bias_k, self.bias_v))
+        if self._is_packed():
+            attention.in_proj_weight = dense_copy(self.in_proj.weight, memo)
+        elif attention._qkv_same_embed_dim:
+            inputs = [p for name in _INPUTS for p in getattr(self, name).parameters()]
+            attention.in_proj_weight = _multiplied(self.in_proj_weight, inputs)
+        else:
+            for name in _INPUTS:
+                projection = getattr(self, name)
+                weight = _multiplied(projection.weight, projection.parameters())
+                setattr(attention, f"{name}_weight", weight)
+        for name in ("in_proj_bias", "bias_k", "bias_v"):
+            setattr(attention, name, dense_copy(getattr(self, name), memo))
+        if isinstance(self.out_proj, Factorized):
+            # In place: torch has a class of its own for this layer.
+            factors = [stage.weight for stage in self.out_proj]
+            attention.out_proj.weight = _multiplied(self.out_proj.weight, factors)
+            attention.out_proj.bias = dense_copy(self.out_proj.bias, memo)
+        else:
+            attention.out_proj = copy.deepcopy(self.out_proj, memo)
         return attention
+
+
+def _multiplied(weight: Tensor | None, factors: Iterable[Tensor]) -> nn.Parameter:
+    assert weight is not None
+    trained = any(factor.requires_grad for factor in factors)
+    return nn.Parameter(weight.detach().clone(), trained)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,7 +196,11 @@ class AttentionKind(LayerKind):
         return isinstance(module, nn.MultiheadAttention)
 
     def refusal(self, module: Any) -> str | None:
-        return overrides(module, nn.MultiheadAttention)
+        if computed_names(module) or computed_names(module.out_proj):
+            return "parametrized: torch's attention reads the parameters themselves"
+        inputs = [f"{name}_weight" for name in ("in_proj", *_INPUTS)]
+        expected = (*inputs, "in_proj_bias", "bias_k", "bias_v", "out_proj")
+        return overrides(module, nn.MultiheadAttention) or holds_more(module, expected)
 
     def slots(self, module: Any) -> list[Slot]:
         packed = module.in_proj_weight
@@ -181,20 +219,23 @@ class AttentionKind(LayerKind):
         return [*inputs, Slot("out_proj", 1, _whole(out), (out,), tieable=False)]
 
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
-        biases: dict[str, nn.Parameter | None] = dict.fromkeys(_INPUTS)
-        if module.in_proj_bias is not None:
-            thirds = module.in_proj_bias.detach().chunk(3)
-            trained = module.in_proj_bias.requires_grad
-            biases = {n: nn.Parameter(b.clone(), trained) for n, b in zip(_INPUTS, thirds, strict=True)}
-        biases["out_proj"] = dense_copy(module.out_proj.bias, memo)
         projections: dict[str, nn.Module] = {}
+        packed = module.in_proj_weight
+        if packed is not None and not any(name in factors for name in _INPUTS):
+            # As one parameter, since only so can it be shared with another layer.
+            projections["in_proj"] = linear(dense_copy(packed, memo))  # type: ignore[arg-type]
         for slot in self.slots(module):
-            name, bias = slot.name, biases[slot.name]
-            if name in factors:
-                projections[name] = FactorizedLinear.from_factors(factors[name], bias)
-            else:
+            if slot.name in factors:
+                bias = module.out_proj.bias if slot.name == "out_proj" else None
+                chain = FactorizedLinear.from_factors(factors[slot.name], dense_copy(bias, memo))
+                projections[slot.name] = chain
+            elif slot.name == "out_proj":
+                projections["out_proj"] = copy.deepcopy(module.out_proj, memo)
+            elif packed is None:
+                projections[slot.name] = linear(dense_copy(slot.parameters[0], memo))  # type: ignore[arg-type]
+            elif "in_proj" not in projections:
                 kept = nn.Parameter(slot.read()[0].detach().clone(), slot.requires_grad)
-                projections[name] = linear(kept, bias)
+                projections[slot.name] = linear(kept)
         return FactorizedMultiheadAttention(module, projections, memo)
 
 

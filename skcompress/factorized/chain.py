@@ -21,9 +21,7 @@ def merge_groups(parts: Sequence[Factors]) -> Factors:
 
 def merge_stages(stages: Sequence[Stage], groups: int) -> tuple[Stage, ...]:
     """Shapes of `merge_groups` of `groups` parts with these stages."""
-    return tuple(
-        Stage((groups * s.shape[0], *s.shape[1:]), groups * s.groups) for s in stages
-    )
+    return tuple(Stage((groups * s.shape[0], *s.shape[1:]), groups * s.groups) for s in stages)
 
 
 def _dense_kernel(tensor: Tensor, groups: int) -> Tensor:

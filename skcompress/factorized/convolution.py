@@ -10,17 +10,9 @@ from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
-from .kind import (
-    Factorized,
-    LayerKind,
-    Memo,
-    Slot,
-    dense_copy,
-    overrides,
-    weight_parameters,
-    weight_reader,
-)
+from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import dense_weight
+from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -70,15 +62,13 @@ class FactorizedConv(nn.Sequential, Factorized):
     """
 
     @classmethod
-    def from_factors(
-        cls, conv: Any, factors: Factors, bias: nn.Parameter | None
-    ) -> FactorizedConv:
+    def from_factors(cls, conv: Any, factors: Factors, bias: nn.Parameter | None) -> FactorizedConv:
         """Build from parameters (out_j, in_j / groups_j, *kernel_j) in place of `conv`.
 
         Where `conv` is transposed, so is each factor's pair of channel axes.
         """
         settings = _settings(conv)
-        owners = tuple(_owner(factors, axis) for axis in range(len(conv.kernel_size)))
+        owners = _axis_owners([weight.shape[2:] for weight in factors.tensors])
         stages = []
         for j, (weight, groups) in enumerate(zip(factors.tensors, factors.groups, strict=True)):
             own = dict(settings, groups=groups)
@@ -91,7 +81,6 @@ class FactorizedConv(nn.Sequential, Factorized):
             own_bias = bias if j == len(factors.tensors) - 1 else None
             stages.append(_make(conv.transposed, weight, own_bias, weight.shape[2:], own))  # type: ignore[arg-type]
         layer = cls(*stages)
-        layer.axis_owners = owners
         for name in ("in_channels", "out_channels", "kernel_size", "transposed", *settings):
             setattr(layer, name, getattr(conv, name))
         return layer
@@ -113,11 +102,11 @@ class FactorizedConv(nn.Sequential, Factorized):
             return super().forward(input)
         n_axes = len(self.kernel_size)
         target = list(output_size)[-n_axes:]
+        owners = _axis_owners([stage.kernel_size for stage in self])
         for j, stage in enumerate(self):
             before = input.shape[-n_axes:]
             size = [
-                t if owner == j else n
-                for t, owner, n in zip(target, self.axis_owners, before, strict=True)
+                t if owner == j else n for t, owner, n in zip(target, owners, before, strict=True)
             ]
             input = stage(input, size)
         return input
@@ -128,10 +117,10 @@ class FactorizedConv(nn.Sequential, Factorized):
         return _make(self.transposed, weight, bias, self.kernel_size, _settings(self))
 
 
-def _owner(factors: Factors, axis: int) -> int:
-    """Which stage has stride and padding of a kernel axis: the longest, else the first."""
-    lengths = [t.shape[2 + axis] for t in factors.tensors]
-    return max(range(len(lengths)), key=lengths.__getitem__)
+def _axis_owners(kernels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Which stage has stride and padding of each kernel axis: the longest, else the first."""
+    stages = range(len(kernels))
+    return tuple(max(stages, key=lambda j: kernels[j][axis]) for axis in range(len(kernels[0])))
 
 
 class ConvKind(LayerKind):
@@ -146,12 +135,9 @@ class ConvKind(LayerKind):
         table = _TRANSPOSED if module.transposed else _CONV
         base = table[len(module.kernel_size)]
         methods = ("forward",) if module.transposed else ("forward", "_conv_forward")
-        rewritten = overrides(module, base, *methods)
-        if rewritten:
-            return rewritten
         if module.groups > 1 and module.groups == module.in_channels:
             return "depthwise: each group sees one channel, so there is nothing to factorise"
-        return None
+        return overrides(module, base, *methods) or storage_refusal(module)
 
     def slots(self, module: Any) -> list[Slot]:
         read, groups = weight_reader(module), module.groups

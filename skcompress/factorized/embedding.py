@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
-from .kind import Factorized, LayerKind, Memo, Slot, overrides, weight_parameters, weight_reader
+from .kind import Factorized, LayerKind, Memo, Slot, overrides
 from .linear import dense_weight
+from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 _SETTINGS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -79,7 +80,7 @@ class EmbeddingKind(LayerKind):
     def refusal(self, module: Any) -> str | None:
         if module.max_norm is not None:
             return "max_norm rescales whole rows at every look-up, which factors cannot do"
-        return overrides(module, nn.Embedding)
+        return overrides(module, nn.Embedding) or storage_refusal(module)
 
     def slots(self, module: nn.Module) -> list[Slot]:
         read = weight_reader(module)

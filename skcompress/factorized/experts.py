@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..protocols import Factors
-from .kind import Factorized, LayerKind, Memo, Slot
+from .kind import Factorized, LayerKind, Memo, Slot, dense_copy
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _ARGUMENTS = ["hidden_states", "top_k_index", "top_k_weights"]
@@ -25,10 +25,13 @@ class FactorizedExperts(nn.Module, Factorized):
     original's own.
     """
 
+    own = ("_base",)
+
     def __init__(self, like: nn.Module, chains: Mapping[str, nn.ParameterList], memo: Memo):
         super().__init__()
         self._base = type(like)
-        _take_settings(self, like, memo)
+        for name, child in like.named_children():
+            self.add_module(name, copy.deepcopy(child, memo))
         self.chains = nn.ModuleDict(chains)
 
     def __getattr__(self, name: str) -> Any:
@@ -60,25 +63,18 @@ class FactorizedExperts(nn.Module, Factorized):
     def to_dense(self, memo: Memo) -> nn.Module:
         layer = object.__new__(self._base)
         nn.Module.__init__(layer)
-        _take_settings(layer, self, memo)
-        del layer._base
-        del layer.chains
+        for name, child in self.named_children():
+            if child is not self.chains:
+                layer.add_module(name, copy.deepcopy(child, memo))
         for name in _WEIGHTS:
-            with torch.no_grad():
-                product = getattr(self, name).clone()
-            trained = any(p.requires_grad for p in self.chains[name])
-            layer.register_parameter(name, nn.Parameter(product, trained))
+            stages = list(self.chains[name])
+            if len(stages) == 1:
+                weight = dense_copy(stages[0], memo)
+            else:
+                trained = any(stage.requires_grad for stage in stages)
+                weight = nn.Parameter(getattr(self, name).detach(), trained)
+            layer.register_parameter(name, weight)
         return layer
-
-
-def _take_settings(target: nn.Module, source: nn.Module, memo: Memo) -> None:
-    """Copy plain attributes and submodules of `source`, but no parameters."""
-    for name, value in vars(source).items():
-        if name not in target.__dict__:
-            setattr(target, name, copy.deepcopy(value, memo))
-    for name, module in source.named_children():
-        if name not in target._modules:
-            target.add_module(name, copy.deepcopy(module, memo))
 
 
 class ExpertsKind(LayerKind):
@@ -93,13 +89,16 @@ class ExpertsKind(LayerKind):
 
     def matches(self, module: nn.Module) -> bool:
         return all(
-            isinstance(p := module._parameters.get(name), nn.Parameter) and p.dim() == 3
+            isinstance(p := getattr(module, name, None), nn.Parameter) and p.dim() == 3
             for name in _WEIGHTS
         )
 
     def refusal(self, module: Any) -> str | None:
-        if set(module._parameters) != set(_WEIGHTS):
-            return "experts with biases or further parameters: their forward is not known"
+        weighty = [n for n, child in module.named_children() if list(child.parameters())]
+        further = {*module._parameters, *module._buffers, *weighty}.difference(_WEIGHTS)
+        if further:
+            listed = ", ".join(sorted(further))
+            return f"experts that also hold {listed}: their forward is not known"
         flags = {"has_gate": True, "has_bias": False, "is_transposed": False,
                  "has_post_expert_norm": False, "_is_expert_parallel": False}  # fmt: skip
         different = [n for n, wanted in flags.items() if getattr(module, n, None) is not wanted]
@@ -126,7 +125,6 @@ class ExpertsKind(LayerKind):
                     for t in factors[name].tensors
                 ]
             else:
-                weight = slot.parameters[0]
-                stages = [nn.Parameter(weight.detach().clone(), weight.requires_grad)]
+                stages = [dense_copy(slot.parameters[0], memo)]  # type: ignore[list-item]
             chains[name] = nn.ParameterList(stages)
         return FactorizedExperts(module, chains, memo)

@@ -10,9 +10,9 @@ from math import prod
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..protocols import Factors
+from .reparametrized import computed_by
 
 Memo = dict[object, object]
 
@@ -94,7 +94,12 @@ class LayerKind(ABC):
 
 
 class Factorized(ABC):
-    """Mixed into every module that stands in for a layer."""
+    """Mixed into every module that stands in for a layer.
+
+    own : attributes that the layer it stands in for does not have
+    """
+
+    own: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def to_dense(self, memo: Memo) -> nn.Module:
@@ -102,9 +107,10 @@ class Factorized(ABC):
 
 
 def overrides(module: nn.Module, base: type[nn.Module], *methods: str) -> str | None:
-    """Say which of `methods` (default: forward) of `base` the module's class rewrote."""
+    """Say which of `methods` (default: forward) of `base` the module or its class rewrote."""
     for method in methods or ("forward",):
-        if getattr(type(module), method) is not getattr(base, method):
+        rewritten = getattr(type(module), method) is not getattr(base, method)
+        if rewritten or method in vars(module):
             return f"{type(module).__name__} rewrites {method} of {base.__name__}"
     return None
 
@@ -114,64 +120,20 @@ def dense_copy(tensor: Tensor | None, memo: Memo) -> nn.Parameter | None:
     return None if tensor is None else copy.deepcopy(tensor, memo)
 
 
-def weight_reader(module: nn.Module, name: str = "weight") -> Callable[[], Tensor]:
-    """Give a function that reads the weight in force, without touching the module.
+def carry_over(module: nn.Module, replacement: nn.Module, memo: Memo) -> None:
+    """Give `replacement` mode, hooks and attributes of the module it stands in for.
 
-    Under weight_norm, spectral_norm and other parametrizations that is the computed one.
+    Only once `memo` has every replacement: a hook or an attribute may lead to any module.
     """
-    hook = _reparametrizing_hook(module, name)
-    if hook is not None:
-        if hasattr(hook, "do_power_iteration"):  # spectral_norm of torch.nn.utils
-            hook = copy.copy(hook)
-            return lambda: hook.compute_weight(module, do_power_iteration=False)
-        return lambda: hook.compute_weight(module)
-    if parametrize.is_parametrized(module, name):
-        frozen = _FrozenParametrization(module.parametrizations[name])
-        return frozen if module.training else lambda: getattr(module, name)
-    return lambda: getattr(module, name)
-
-
-class _FrozenParametrization:
-    """Evaluate a parametrization without its training-time side effects.
-
-    The spectral norm of a module in training mode refines its vectors at every read.
-    """
-
-    def __init__(self, chain: nn.Module):
-        self._chain = chain
-
-    def __call__(self) -> Tensor:
-        modes = {m: m.training for m in self._chain.modules()}
-        try:
-            self._chain.eval()
-            return self._chain()
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-def weight_parameters(module: nn.Module, name: str = "weight") -> tuple[nn.Parameter, ...]:
-    """List the parameters that store a weight: one, or those behind its parametrization."""
-    if parametrize.is_parametrized(module, name):
-        return tuple(module.parametrizations[name].parameters())
-    stored = (module._parameters.get(name + suffix) for suffix in ("", "_g", "_v", "_orig"))
-    return tuple(p for p in stored if p is not None)
-
-
-def _reparametrizing_hook(module: nn.Module, name: str) -> object | None:
-    """Find the hook of the older torch.nn.utils.weight_norm or spectral_norm."""
-    for hook in module._forward_pre_hooks.values():
-        if hasattr(hook, "compute_weight") and getattr(hook, "name", None) == name:
-            return hook
-    return None
-
-
-def carry_over(module: nn.Module, replacement: nn.Module, memo: Memo) -> nn.Module:
-    """Give `replacement` the mode and the hooks of the module it stands in for."""
     replacement.train(module.training)
     for hooks in _HOOKS:
         for key, hook in getattr(module, hooks).items():
-            # These compute the weight that the factors have replaced.
-            if not hasattr(hook, "compute_weight"):
+            # The tensors that these compute are what the factors have replaced.
+            if computed_by(hook) is None:
                 getattr(replacement, hooks)[key] = copy.deepcopy(hook, memo)
-    return replacement
+    replacement._is_full_backward_hook = module._is_full_backward_hook
+    own = module.own if isinstance(module, Factorized) else ()
+    for name, value in vars(module).items():
+        answered = name in vars(replacement) or hasattr(type(replacement), name)
+        if not answered and name not in own:
+            vars(replacement)[name] = copy.deepcopy(value, memo)

@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
-from .kind import (
-    Factorized,
-    LayerKind,
-    Memo,
-    Slot,
-    dense_copy,
-    overrides,
-    weight_parameters,
-    weight_reader,
-)
+from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
@@ -84,7 +76,7 @@ class LinearKind(LayerKind):
         return isinstance(module, nn.Linear)
 
     def refusal(self, module: nn.Module) -> str | None:
-        return overrides(module, nn.Linear)
+        return overrides(module, nn.Linear) or storage_refusal(module)
 
     def slots(self, module: nn.Module) -> list[Slot]:
         read = weight_reader(module)
@@ -96,8 +88,6 @@ class LinearKind(LayerKind):
 
 class FactorizedConv1D(FactorizedLinear):
     """In place of `transformers.pytorch_utils.Conv1D`, whose weight is (in, out)."""
-
-    dense_class: type[nn.Module]
 
     @property
     def nx(self) -> int:
@@ -112,8 +102,10 @@ class FactorizedConv1D(FactorizedLinear):
         return super().weight.mT
 
     def to_dense(self, memo: Memo) -> nn.Module:
+        from transformers.pytorch_utils import Conv1D
+
         with torch.device("meta"):
-            layer = self.dense_class(self.nf, self.nx)
+            layer = Conv1D(self.nf, self.nx)
         layer.weight = dense_weight(self, tuple(s.weight for s in self), memo)
         layer.bias = dense_copy(self.bias, memo)
         return layer
@@ -134,7 +126,7 @@ class Conv1DKind(LayerKind):
         return cls is not None and isinstance(module, cls)
 
     def refusal(self, module: nn.Module) -> str | None:
-        return overrides(module, self._class())  # type: ignore[arg-type]
+        return overrides(module, self._class()) or storage_refusal(module)  # type: ignore[arg-type]
 
     def slots(self, module: nn.Module) -> list[Slot]:
         read = weight_reader(module)
@@ -142,6 +134,4 @@ class Conv1DKind(LayerKind):
         return [Slot("", 1, lambda: read().mT[None], parameters, tieable=False)]
 
     def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
-        layer = FactorizedConv1D.from_factors(factors[""], dense_copy(module.bias, memo))
-        layer.dense_class = self._class()  # type: ignore[attr-defined]
-        return layer
+        return FactorizedConv1D.from_factors(factors[""], dense_copy(module.bias, memo))

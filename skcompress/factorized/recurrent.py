@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from ..protocols import Factors
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear
+from .reparametrized import computed_names, holds_more
 
-_BASES: tuple[type[nn.RNNBase], ...] = (nn.LSTM, nn.GRU, nn.RNN)
+_BASES: dict[str, type[nn.RNNBase]] = {
+    "LSTM": nn.LSTM,
+    "GRU": nn.GRU,
+    "RNN_TANH": nn.RNN,
+    "RNN_RELU": nn.RNN,
+}
 _SETTINGS = ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
              "bidirectional", "proj_size", "_flat_weights_names", "_all_weights")  # fmt: skip
 
@@ -29,7 +35,6 @@ class FactorizedRecurrent(nn.Module, Factorized):
 
     def __init__(self, like: nn.RNNBase, factors: Mapping[str, nn.Module], memo: Memo):
         super().__init__()
-        self._base = _base(like)
         for name in _SETTINGS:
             setattr(self, name, copy.deepcopy(getattr(like, name)))
         self.factors = nn.ModuleDict(factors)
@@ -44,6 +49,14 @@ class FactorizedRecurrent(nn.Module, Factorized):
         return super().__getattr__(name)
 
     @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    @property
+    def _flat_weight_refs(self) -> list[None]:
+        return [None] * len(self._flat_weights_names)
+
+    @property
     def all_weights(self) -> list[list[Tensor]]:
         """Weights and biases of each layer and direction."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
@@ -54,22 +67,23 @@ class FactorizedRecurrent(nn.Module, Factorized):
     def forward(self, input: Any, hx: Any = None) -> Any:
         # A throw-away recurrent layer around this call's weights runs torch's own forward;
         # unlike swapping tensors in a shared module it is safe under threads.
-        layer = object.__new__(self._base)
+        base = _BASES[self.mode]
+        layer = object.__new__(base)
         layer.__dict__.update(self.__dict__)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        layer.__dict__.update(_flat_weights=weights, _flat_weight_refs=[None] * len(weights))
-        return self._base.forward(layer, input, hx)
+        for name in ("_flat_weights", "_flat_weight_refs"):
+            layer.__dict__[name] = getattr(self, name)
+        return base.forward(layer, input, hx)
 
     def extra_repr(self) -> str:
-        return f"{self._base.__name__}, {self.input_size}, {self.hidden_size}"
+        return f"{_BASES[self.mode].__name__}, {self.input_size}, {self.hidden_size}"
 
     def to_dense(self, memo: Memo) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS[1:8]}
-        if self._base is nn.LSTM:
+        if self.mode == "LSTM":
             settings["proj_size"] = self.proj_size
-        if self._base is nn.RNN:
+        elif self.mode != "GRU":
             settings["nonlinearity"] = self.mode.removeprefix("RNN_").lower()
-        layer = self._base(**settings, device="meta")
+        layer = _BASES[self.mode](**settings, device="meta")
         for name in self._flat_weights_names:
             if name in self.factors:
                 stages = list(self.factors[name].parameters())
@@ -82,23 +96,20 @@ class FactorizedRecurrent(nn.Module, Factorized):
         return layer
 
 
-def _base(module: nn.Module) -> type[nn.RNNBase]:
-    return next(base for base in _BASES if isinstance(module, base))
-
-
 class RecurrentKind(LayerKind):
     """`nn.LSTM`, `nn.GRU`, `nn.RNN`: every weight of every layer and direction."""
 
     name = "Recurrent"
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, _BASES)
+        return isinstance(module, (nn.LSTM, nn.GRU, nn.RNN))
 
-    def refusal(self, module: nn.Module) -> str | None:
-        hooks = module._forward_pre_hooks.values()
-        if hasattr(module, "parametrizations") or any(hasattr(h, "compute_weight") for h in hooks):
+    def refusal(self, module: Any) -> str | None:
+        if computed_names(module):
             return "parametrized: torch's recurrent kernels need the parameters themselves"
-        return overrides(module, _base(module))
+        return overrides(module, _BASES[module.mode]) or holds_more(
+            module, module._flat_weights_names
+        )
 
     def slots(self, module: Any) -> list[Slot]:
         names = [n for n in module._flat_weights_names if n.startswith("weight")]
