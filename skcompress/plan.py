@@ -70,9 +70,7 @@ class Plan:
         layers = []
         for item in data["layers"]:
             values = {name: _hashable(value) for name, value in item.items()}
-            values["stages"] = tuple(
-                Stage(tuple(s["shape"]), s["groups"]) for s in item["stages"]
-            )
+            values["stages"] = tuple(Stage(tuple(s["shape"]), s["groups"]) for s in item["stages"])
             layers.append(LayerPlan(**values))
         return cls(tuple(layers))
 

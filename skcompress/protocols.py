@@ -175,9 +175,7 @@ class Allocation(BaseEstimator, ABC):
     """Divides a budget over the layers. It sees numbers only."""
 
     @abstractmethod
-    def allocate(
-        self, layers: Sequence[Layer], rank: float, n_fixed: int
-    ) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
         """Choose for every layer one option, or None to leave it dense.
 
         rank : the user's number in (0, 1]; what it is a fraction of is the allocation's

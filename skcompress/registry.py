@@ -8,6 +8,7 @@ groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.crite
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from typing import Any
 
 from . import protocols
 from .errors import (
@@ -36,7 +37,7 @@ def names(kind: str) -> list[str]:
     return sorted({point.name for point in _entry_points(kind)})
 
 
-def resolve(kind: str, name: object) -> object:
+def resolve(kind: str, name: object) -> Any:
     """Give the class registered as `name`, or `name` itself where it is an instance.
 
     >>> resolve("decompositions", "svd").__name__
@@ -70,7 +71,7 @@ def resolve(kind: str, name: object) -> object:
     return plugin
 
 
-def make(kind: str, name: object) -> object:
+def make(kind: str, name: object) -> Any:
     """Give an instance: of the class registered as `name`, or `name` itself."""
     plugin = resolve(kind, name)
     return plugin() if isinstance(plugin, type) else plugin

@@ -151,9 +151,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None
     for name, module in model.named_modules():
         if module in inside:
             continue
-        kind = kind_of(module)
+        opaque = is_opaque(module)
+        kind = None if opaque else kind_of(module)
         reason = why_left(module, kind)
-        if is_opaque(module) or (kind and not reason):
+        if opaque or (kind and not reason):
             inside.update(module.modules())
         if reason:
             yield name, module, None, reason

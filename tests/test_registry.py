@@ -65,12 +65,12 @@ def test_third_party_plugin_is_found(install):
 
 
 def test_misspelt_name_suggests_the_nearest():
-    with pytest.raises(UnknownNameError, match="'nuclear_nrm'.*did you mean 'nuclear_norm'"):
+    with pytest.raises(UnknownNameError, match=r"'nuclear_nrm'.*did you mean 'nuclear_norm'"):
         registry.resolve("regularizers", "nuclear_nrm")
 
 
 def test_unknown_kind_suggests_the_nearest():
-    with pytest.raises(UnknownNameError, match="'regularizer'.*did you mean 'regularizers'"):
+    with pytest.raises(UnknownNameError, match=r"'regularizer'.*did you mean 'regularizers'"):
         registry.names("regularizer")
 
 
@@ -87,13 +87,13 @@ def test_two_packages_with_one_name_are_both_named_when_it_is_asked_for(install)
 def test_plugin_that_fails_to_import_names_its_package(install):
     install("broken", "broken_mod", "import nowhere", {"regularizers": {"b": "broken_mod:X"}})
     assert registry.resolve("regularizers", "nuclear_norm") is NuclearNorm
-    with pytest.raises(PluginLoadError, match="package 'broken'.*nowhere"):
+    with pytest.raises(PluginLoadError, match=r"package 'broken'.*nowhere"):
         registry.resolve("regularizers", "b")
 
 
 def test_plugin_of_another_kind_is_refused(install):
     install("mine", "mine_kind", MINE, {"decompositions": {"odd": "mine_kind:Mine"}})
-    with pytest.raises(PluginTypeError, match="protocols.Decomposition; got the class Mine"):
+    with pytest.raises(PluginTypeError, match=r"protocols.Decomposition; got the class Mine"):
         registry.resolve("decompositions", "odd")
 
 

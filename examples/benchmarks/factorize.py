@@ -25,6 +25,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,7 +164,7 @@ def main() -> None:
             compress(nn.Sequential(nn.Conv2d(32, 32, 3), nn.Linear(64, 64)))
         for _ in range(args.repeats):
             for name, compress in table.items():
-                times[name].append(seconds(lambda c=compress: c(model)))
+                times[name].append(seconds(partial(compress, model)))
         base = statistics.median(times["svd loop"])
         rows = []
         for name in table:
@@ -177,7 +178,9 @@ def main() -> None:
         print(f"{network}: {count_parameters(model):,} parameters")
         print(tabulate(rows, headers=header, disable_numparse=True))
         first, second = warm_start(model)
-        print(f"warm start: first fit {first:.3f} s, second {second:.3f} s ({second / first:.1%})\n")
+        print(
+            f"warm start: first fit {first:.3f} s, second {second:.3f} s ({second / first:.1%})\n"
+        )
     print("* the compressed model plus three times the largest layer, in float32")
 
 

@@ -72,7 +72,9 @@ class EncoderBlock(nn.Module):
 def bert_base() -> nn.Module:
     """Encoder of the shape of BERT-base with its embedding: 108 million parameters."""
     return nn.Sequential(
-        nn.Embedding(30522, 768), nn.LayerNorm(768), *(EncoderBlock(768, 12, 3072) for _ in range(12))
+        nn.Embedding(30522, 768),
+        nn.LayerNorm(768),
+        *(EncoderBlock(768, 12, 3072) for _ in range(12)),
     )
 
 

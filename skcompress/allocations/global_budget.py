@@ -24,9 +24,7 @@ class GlobalBudget(Allocation):
     which rank, or dense, is all one choice.
     """
 
-    def allocate(
-        self, layers: Sequence[Layer], rank: float, n_fixed: int
-    ) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
         n_total = n_fixed + sum(layer.dense for layer in layers)
         # Tolerance for fractions that are not exact in binary, such as 0.3.
         budget = int(rank * n_total + 1e-6) - n_fixed

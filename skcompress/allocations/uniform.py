@@ -16,10 +16,8 @@ class Uniform(Allocation):
     rank makes smaller stays dense; one that can shrink, but not that far, is an error.
     """
 
-    def allocate(
-        self, layers: Sequence[Layer], rank: float, n_fixed: int
-    ) -> list[Choice | None]:
-        choices = []
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+        choices: list[Choice | None] = []
         for layer in layers:
             options = pooled_options(layer)
             if len(options.costs) == 1:  # dense is all there is

@@ -174,8 +174,8 @@ def merge_curves(curves: Sequence[Curve]) -> Curve:
     return replace(
         first,
         ranks=first.ranks[places[0]],
-        costs=sum(c.costs[p] for c, p in zip(curves, places, strict=True)),
-        errors=sum(c.errors[p] for c, p in zip(curves, places, strict=True)),
+        costs=np.sum([c.costs[p] for c, p in zip(curves, places, strict=True)], axis=0),
+        errors=np.sum([c.errors[p] for c, p in zip(curves, places, strict=True)], axis=0),
         total=sum(c.total for c in curves),
         spectra=spectra,
     )
@@ -194,7 +194,8 @@ def stage_parameters(
     """
     stored = site.slot.read().detach()
     trained = site.slot.requires_grad
-    assert planned.scheme is not None and planned.rank is not None
+    assert planned.scheme is not None
+    assert planned.rank is not None
     if stored.is_meta:
         shapes = merge_stages(planned.stages, stored.shape[0])
         tensors = [torch.empty(s.shape, dtype=stored.dtype, device="meta") for s in shapes]

@@ -91,7 +91,8 @@ class LowRankCompressor(Compressor):
     Examples
     --------
     >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     >>> compressor = LowRankCompressor(decomposition="svd", rank=0.5)
     >>> small = compressor.fit_transform(model)
     >>> compressor.n_parameters_out_ / compressor.n_parameters_in_ <= 0.5

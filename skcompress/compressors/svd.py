@@ -32,7 +32,8 @@ warm_start, verbose
     Examples
     --------
     >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3))
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3))
     >>> compressor = SVDCompressor(rank=0.3)
     >>> small = compressor.fit_transform(model)
     >>> small(torch.zeros(1, 3, 8, 8)).shape

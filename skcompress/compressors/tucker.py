@@ -36,9 +36,7 @@ warm_start, verbose
     power mobile applications", arXiv 1511.06530.
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **LowRankCompressor._parameter_constraints
-    }
+    _parameter_constraints: ClassVar[dict[str, Any]] = {**LowRankCompressor._parameter_constraints}
     _parameter_constraints.pop("decomposition")
 
     def __init__(

@@ -12,7 +12,7 @@ from .svd import MatrixFactorization
 
 def unfold_spatial(weight: Tensor) -> Tensor:
     """Unfold to (out * other kernel axes, in * first kernel axis)."""
-    out, inputs, first = weight.shape[:3]
+    inputs, first = weight.shape[1:3]
     return weight.movedim((1, 2), (-2, -1)).reshape(-1, inputs * first)
 
 

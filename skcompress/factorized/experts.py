@@ -89,7 +89,7 @@ class ExpertsKind(LayerKind):
 
     def matches(self, module: nn.Module) -> bool:
         return all(
-            isinstance(p := getattr(module, name, None), nn.Parameter) and p.dim() == 3
+            isinstance(p := module._parameters.get(name), nn.Parameter) and p.dim() == 3
             for name in _WEIGHTS
         )
 

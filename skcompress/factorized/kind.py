@@ -7,14 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..protocols import Factors
 from .reparametrized import computed_by
 
-Memo = dict[object, object]
+Memo = dict[Any, Any]
 
 _HOOKS = (
     "_forward_hooks",

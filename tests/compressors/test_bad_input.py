@@ -24,7 +24,7 @@ from skcompress.errors import (
     SelectionError,
     UnknownNameError,
 )
-from skcompress.testing import _check_untouched, _snapshot
+from skcompress.testing import check_untouched, snapshot
 
 
 def network() -> nn.Module:
@@ -37,13 +37,18 @@ def model():
     model = network().train()
     model[1].eval()
     model[0].register_forward_hook(lambda *_: None)
-    before = _snapshot(model)
+    before = snapshot(model)
     yield model
-    _check_untouched("after an error", model, before)
+    check_untouched("after an error", model, before)
 
 
-@pytest.mark.parametrize("rank", [0, 0.0, -1, -0.5, 1.3, float("nan"), float("inf"), True, False,
-                                  "half", None, [3], {}, {"0": 1.5}, {"0": True}, {"0": {"1": 2}}])  # fmt: skip
+BAD_RANKS = [
+    0, 0.0, -1, -0.5, 1.3, float("nan"), float("inf"), True, False, "half", None, [3], {},
+    {"0": 1.5}, {"0": True}, {"0": {"1": 2}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", BAD_RANKS)
 @pytest.mark.parametrize("compressor", [SVDCompressor, TuckerCompressor, LowRankCompressor])
 def test_bad_rank(compressor, rank, model):
     with pytest.raises(InvalidParameterError, match=rf"'rank' parameter of {compressor.__name__}"):
@@ -67,12 +72,12 @@ def test_bad_parameter_names_itself_and_its_choices(parameters, model):
 
 
 def test_unknown_allocation_suggests(model):
-    with pytest.raises(UnknownNameError, match="'globl'.*did you mean 'global'"):
+    with pytest.raises(UnknownNameError, match=r"'globl'.*did you mean 'global'"):
         SVDCompressor(allocation="globl").fit(model)
 
 
 def test_unknown_decomposition_suggests(model):
-    with pytest.raises(UnknownNameError, match="'tuker'.*did you mean 'tucker'"):
+    with pytest.raises(UnknownNameError, match=r"'tuker'.*did you mean 'tucker'"):
         LowRankCompressor(decomposition="tuker").fit(model)
 
 
@@ -138,10 +143,10 @@ def test_non_finite_weight_names_the_layer(compressor, value):
     model = network()
     with torch.no_grad():
         model[2].weight[3, 4] = value
-    before = _snapshot(model)
+    before = snapshot(model)
     with pytest.raises(NonFiniteWeightError, match="layer '2' has 1 NaN or infinite"):
         compressor.fit(model)
-    _check_untouched("after an error", model, before)
+    check_untouched("after an error", model, before)
 
 
 def test_meta_weights_cannot_be_fitted():
@@ -150,7 +155,9 @@ def test_meta_weights_cannot_be_fitted():
 
 
 def test_unreachable_budget_states_the_smallest_and_that_one_works(model):
-    with pytest.raises(BudgetError, match=r"rank=0\.01 cannot be reached: the model keeps") as caught:
+    with pytest.raises(
+        BudgetError, match=r"rank=0\.01 cannot be reached: the model keeps"
+    ) as caught:
         SVDCompressor(rank=0.01).fit(model)
     stated = float(re.search(r"Ask for rank >= ([\d.]+)", str(caught.value)).group(1))
     assert SVDCompressor(rank=stated).fit(model).n_parameters_out_ <= stated * 908 + 1
@@ -198,7 +205,7 @@ def test_model_that_cannot_be_copied():
         def __deepcopy__(self, memo):
             raise RuntimeError("no copies")
 
-    with pytest.raises(ValueError, match="cannot be copied.*no copies"):
+    with pytest.raises(ValueError, match=r"cannot be copied.*no copies"):
         SVDCompressor(rank=0.8).fit_transform(Stubborn())
 
 

@@ -76,7 +76,9 @@ def modules_loaded_by(code: str) -> set[str]:
         "import sys, torch, sklearn.base, tqdm.auto; before = set(sys.modules)\n"
         f"{code}\nprint(*sorted(set(sys.modules) - before))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     return set(done.stdout.split())
 

@@ -40,7 +40,9 @@ def test_first_difference_vanishes_on_constant_weights_and_second_on_linear_ones
 def test_on_a_model_it_is_the_strength_times_the_sum():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     expected = 0.5 * sum(torch.linalg.matrix_norm(m.weight, "nuc") for m in (model[0], model[2]))
-    assert float(NuclearNorm(weight=0.5)(model).detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert float(NuclearNorm(weight=0.5)(model).detach()) == pytest.approx(
+        float(expected), rel=1e-6
+    )
 
 
 def test_each_group_counts_for_itself():

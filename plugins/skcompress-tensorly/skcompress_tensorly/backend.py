@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import tensorly as tl
 
 # Loaded here, once: two threads that load it at the same moment can meet it half made.
-import tensorly.backend.pytorch_backend  # noqa: F401
+import tensorly.backend.pytorch_backend
 import torch
 from tensorly.tenalg.core_tenalg import CoreTenalgBackend
 from torch import Tensor

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from skcompress.linalg import balanced_factors, leading_subspace
-from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
 from tensorly.decomposition import parafac
 from torch import Tensor
+
+from skcompress.linalg import balanced_factors, leading_subspace
+from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
 
 from .backend import torch_backend
 from .truncated_svd import TruncatedSVD, long_axes, matrix_stages
@@ -113,11 +114,32 @@ def improve(tensor: Tensor, terms: Terms, n_iter_max: int, tol: float) -> Terms:
     return [factors[0] * weights, *factors[1:]]
 
 
+def fit_more(unit: Tensor, terms: Terms, rank: int, cp: CP, generator: torch.Generator) -> Terms:
+    """Fit `rank` terms to `unit`, a tensor of norm 1 or 0, starting from fewer."""
+    n_new = rank - terms[0].shape[1]
+    residual = unit - add_up(terms)
+    best = [torch.cat([factor, factor.new_zeros(len(factor), n_new)], dim=1) for factor in terms]
+    lost = squared_distance(unit, best)
+    if lost <= (4 * torch.finfo(unit.dtype).eps) ** 2:
+        return best  # what is left is rounding
+    if cp.init == "svd":
+        new = leading_terms(residual, n_new)
+    else:
+        new = random_terms(residual, n_new, generator)
+    start = [torch.cat(pair, dim=1) for pair in zip(terms, new, strict=True)]
+    for found in (start, improve(unit, start, cp.n_iter_max, cp.tol)):
+        candidate = balanced(found, 2)
+        now = squared_distance(unit, candidate)
+        if now < lost:
+            best, lost = candidate, now
+    return best
+
+
 class CPFactorization(Factorization):
     """The fits at all ranks of the grid.
 
     Each starts from the one before, with terms added for what that one left over, and
-    the best of start and fit is kept: the error never grows with the rank.
+    the best is kept: the error never grows with the rank.
     """
 
     def __init__(self, weight: Tensor, cp: CP):
@@ -128,34 +150,20 @@ class CPFactorization(Factorization):
         generator = seeded(cp.random_state)
         # Unit norm, so that ridge and tolerance mean the same for every weight.
         unit = tensor / (total**0.5 or 1.0)
-        negligible = (4 * torch.finfo(weight.dtype).eps) ** 2
         terms = [weight.new_zeros(size, 0) for size in sizes]
-        lost = 1.0 if total > 0 else 0.0
         errors = []
         self._fits: dict[int, Terms] = {}
         for rank in ranks.tolist():
-            n_new = rank - terms[0].shape[1]
-            best = [torch.cat([f, f.new_zeros(len(f), n_new)], dim=1) for f in terms]
-            if lost > negligible:
-                residual = unit - add_up(terms)
-                new = (leading_terms(residual, n_new) if cp.init == "svd"
-                       else random_terms(residual, n_new, generator))  # fmt: skip
-                start = [torch.cat(pair, dim=1) for pair in zip(terms, new, strict=True)]
-                for candidate in (start, improve(unit, start, cp.n_iter_max, cp.tol)):
-                    candidate = balanced(candidate, 2)
-                    now = squared_distance(unit, candidate)
-                    if now < lost:
-                        lost, best = now, candidate
-            terms = best
-            final = balanced([terms[0] * total**0.5, *terms[1:]], len(sizes))
-            error = squared_distance(tensor, final)
-            errors.append(error)
-            self._fits[rank] = final
+            terms = fit_more(unit, terms, rank, cp, generator)
+            scaled = balanced([terms[0] * total**0.5, *terms[1:]], len(sizes))
+            errors.append(squared_distance(tensor, scaled))
+            self._fits[rank] = scaled
         self.curve = Curve(
             scheme=cp.scheme,
             ranks=ranks,
             costs=ranks * sum(sizes),
-            errors=np.array(errors),
+            # Fits that are equal differ in the last digit, by the order of summation.
+            errors=np.minimum.accumulate(errors),
             total=total,
             full_rank=prod(sizes) // max(sizes),
         )
@@ -241,6 +249,8 @@ class CP(Decomposition):
         return "cp"
 
     def factorize(self, weight: Tensor) -> Factorization:
+        if self.n_ranks < 1:
+            raise ValueError(f"n_ranks of CP must be 1 or more; got {self.n_ranks!r}")
         if self.init not in ("svd", "random"):
             raise ValueError(f"init of CP must be 'svd' or 'random'; got {self.init!r}")
         if not long_axes(weight.shape):

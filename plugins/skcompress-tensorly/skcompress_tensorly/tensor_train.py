@@ -8,10 +8,11 @@ from math import prod
 
 import numpy as np
 import torch
-from skcompress.linalg import leading_subspace, lower_gram, short_side, tail_energies
-from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
 from tensorly.decomposition import tensor_train
 from torch import Tensor
+
+from skcompress.linalg import leading_subspace, short_side
+from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
 
 from .backend import torch_backend
 from .truncated_svd import TruncatedSVD, long_axes, matrix_stages
@@ -119,7 +120,7 @@ def channel_basis(matrix: Tensor) -> Tensor:
     if short_side(matrix) is not matrix:
         # They belong to the other side. Q of a QR decomposition is orthonormal where
         # singular values vanish too.
-        vectors = torch.linalg.qr(matrix.to(vectors.dtype) @ vectors).Q
+        vectors = torch.linalg.qr(matrix @ vectors.to(matrix.dtype)).Q
     return vectors.to(matrix.dtype)
 
 
@@ -146,8 +147,9 @@ def losses(block: Tensor, ranks: np.ndarray) -> np.ndarray:
     sums give all pairs of ranks at once.
     """
     if block.dim() == 2:
-        energies = torch.linalg.eigvalsh(lower_gram(short_side(block))).flip(0).clamp_(min=0)
-        return tail_energies(energies.sqrt()).cpu().numpy()[ranks[:, 0] - 1]
+        short = short_side(block).to(torch.float64)
+        energies = torch.linalg.eigvalsh(short @ short.mT).flip(0).clamp_(min=0)
+        return tails(energies).cpu().numpy()[ranks[:, 0] - 1]
     block = project_ends(block, *end_bases(block))
     beyond = energy_beyond(block)
     if block.dim() == 3:
@@ -284,10 +286,10 @@ class TensorTrain(Decomposition):
     """Tensor train along inputs, kernel axes and outputs; SVD where there is no kernel.
 
     A 3 x 3 kernel becomes 1 x 1, 3 x 1, 1 x 3, 1 x 1 with r1, r2, r3 channels between.
-    Where it stores fewer numbers, neighbours are merged to one convolution. A bond that
-    cuts nothing always is, so the two ends of the family are familiar: r2 whole is
-    Tucker-2, r1 and r3 whole is the spatial SVD, r1 and r2 whole the channel SVD; a
-    budget is spent on whichever mixture of them loses least.
+    Where it stores fewer numbers, neighbours are merged to one convolution: a bond that
+    cuts nothing is not kept. So the family has familiar members (r2 whole is Tucker-2, r1
+    and r3 whole the spatial SVD, r1 and r2 whole the channel SVD) and all mixtures; an
+    allocation takes the one that loses least for its size.
 
     The rank is a tuple, one number per bond, where there is a kernel.
 
@@ -308,6 +310,8 @@ class TensorTrain(Decomposition):
         return "tensor_train"
 
     def factorize(self, weight: Tensor) -> Factorization:
+        if self.n_ranks < 2:
+            raise ValueError(f"n_ranks of TensorTrain must be 2 or more; got {self.n_ranks!r}")
         if not long_axes(weight.shape):
             return TruncatedSVD(weight, self.scheme)
         return TensorTrainFactorization(weight, self.n_ranks, self.scheme)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
+
 from skcompress.linalg import balanced_factors, leading_subspace, tail_energies
 from skcompress.protocols import Curve, Factorization, Factors, Rank, Spectrum, Stage
-from torch import Tensor
 
 
 def long_axes(shape: Sequence[int]) -> list[int]:

@@ -1,0 +1,29 @@
+"""Conformance checks: the laws that every plugin keeps, ours and everybody's.
+
+A plugin package calls these in its own tests::
+
+    def test_mine():
+        skcompress.testing.check_decomposition(Mine())
+
+Each raises AssertionError that names the law, the plugin and the case.
+"""
+
+from .allocations import check_allocation
+from .cases import awkward_weights, small_models
+from .compressors import check_compressor
+from .criteria import check_criterion
+from .decompositions import check_decomposition
+from .regularizers import check_regularizer
+from .untouched import check_untouched, snapshot
+
+__all__ = [
+    "awkward_weights",
+    "check_allocation",
+    "check_compressor",
+    "check_criterion",
+    "check_decomposition",
+    "check_regularizer",
+    "check_untouched",
+    "small_models",
+    "snapshot",
+]

@@ -1,0 +1,60 @@
+"""Laws of compressors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.base import clone
+from torch import nn
+
+from ..metrics import count_parameters
+from ..protocols import Compressor
+from .cases import small_models
+from .estimators import check_estimator
+from .untouched import check_untouched, snapshot
+
+
+def check_compressor(compressor: Compressor) -> None:
+    """Check a compressor on a few small models.
+
+    Laws: fit and transform leave model, mode, hooks and global random state untouched;
+    the result is a new module that runs, shares no storage with the input, keeps its
+    mode and has no more parameters; the report knows its size; the same seed repeats; a
+    clone is unfitted; a class instead of a model is refused; an error leaves no trace.
+    """
+    check_estimator(compressor, Compressor)
+    name = type(compressor).__name__
+    for case, model, args in small_models():
+        where = f"{name} on {case}"
+        state = snapshot(model)
+        rng = torch.random.get_rng_state()
+        fitted: Any = clone(compressor)
+        small = fitted.fit_transform(model)
+        assert torch.equal(rng, torch.random.get_rng_state()), f"{where}: draws global numbers"
+        check_untouched(where, model, state)
+        ours = {p.data_ptr() for p in model.parameters()}
+        assert not ours & {p.data_ptr() for p in small.parameters()}, f"{where}: shares storage"
+        assert small.training == model.training, f"{where}: the mode changes"
+        assert count_parameters(small) <= count_parameters(model), f"{where}: grows"
+        assert small(*args).shape == model(*args).shape, f"{where}: another output shape"
+        again = clone(compressor).fit(model).transform(model)
+        for a, b in zip(small.parameters(), again.parameters(), strict=True):
+            assert torch.equal(a, b), f"{where}: the same settings give other weights"
+        assert str(fitted.report_), f"{where}: an empty report"
+    _refuses(name, lambda: clone(compressor).fit(nn.Linear), "the class instead of an instance")
+    broken: Any = nn.Sequential(nn.Linear(8, 8))
+    with torch.no_grad():
+        broken[0].weight[0, 0] = float("nan")
+    state = snapshot(broken)
+    _refuses(name, lambda: clone(compressor).fit(broken), "a NaN weight")
+    check_untouched(f"{name} after an error", broken, state)
+
+
+def _refuses(name: str, call: Callable[[], object], what: str) -> None:
+    try:
+        call()
+    except (TypeError, ValueError):
+        return
+    raise AssertionError(f"{name} accepts {what}")

@@ -1,0 +1,27 @@
+"""Laws of pruning criteria."""
+
+from __future__ import annotations
+
+import torch
+
+from ..protocols import Criterion
+from .cases import awkward_weights
+from .estimators import check_estimator, check_unchanged
+
+
+def check_criterion(criterion: Criterion) -> None:
+    """Check a pruning criterion on awkward weights.
+
+    Laws: scores have the weight's shape, are finite and non-negative, repeat, and leave
+    the weight untouched.
+    """
+    check_estimator(criterion, Criterion)
+    name = type(criterion).__name__
+    for case, weight in awkward_weights():
+        before = weight.clone()
+        scores = criterion.scores(weight)
+        assert scores.shape == weight.shape, f"{name} on {case}: scores {tuple(scores.shape)}"
+        assert torch.isfinite(scores).all(), f"{name} on {case}: scores not finite"
+        assert (scores >= 0).all(), f"{name} on {case}: negative scores"
+        assert torch.equal(scores, criterion.scores(weight)), f"{name} on {case}: does not repeat"
+        check_unchanged(f"{name} on {case}", "scores borrows the weight", before, weight)

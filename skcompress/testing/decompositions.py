@@ -1,0 +1,98 @@
+"""Laws of decompositions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..factorized.chain import multiply_out
+from ..protocols import Curve, Decomposition, Rank
+from .cases import awkward_weights
+from .estimators import check_estimator, check_unchanged
+
+
+def check_decomposition(
+    decomposition: Decomposition, *, exact: bool = True, tolerance: float = 1e-5
+) -> None:
+    """Check a decomposition on awkward weights.
+
+    exact : whether the highest offered rank reproduces the weight, and predicted errors
+        equal measured ones. False for iterative methods: then the prediction must be
+        right to 10 % of the weight's norm, and nothing is asked of the highest rank.
+    tolerance : of errors, relative to the norm of the weight
+
+    Laws: the weight is untouched; costs, shapes and `stages` agree with the factors; the
+    predicted error is the measured one; error never grows along the ranks that no
+    other beats; the full rank is exact; the same call gives the same factors.
+    """
+    check_estimator(decomposition, Decomposition)
+    name = type(decomposition).__name__
+    n_checked = 0
+    for case, weight in awkward_weights():
+        if decomposition.unsupported(weight.shape) is not None:
+            continue
+        n_checked += 1
+        before = weight.clone()
+        factorization = decomposition.factorize(weight)
+        curve = factorization.curve
+        where = f"{name} on {case}"
+        _check_curve(where, curve, weight, tolerance)
+        for rank in _some_ranks(curve):
+            _check_factors(where, decomposition, weight, rank, exact, tolerance)
+        if exact:
+            last = float(curve.errors[-1])
+            limit = (tolerance * float(weight.norm())) ** 2
+            assert last <= limit + 1e-30, f"{where}: the highest rank loses {last:.3g}"
+        check_unchanged(where, "factorize borrows the weight", before, weight)
+    assert n_checked, f"{name} supports none of the weights that the check has"
+
+
+def _check_curve(where: str, curve: Curve, weight: Tensor, tolerance: float) -> None:
+    n = len(curve.costs)
+    assert n > 0, f"{where}: offers no rank"
+    assert len(curve.ranks) == len(curve.errors) == n, f"{where}: columns differ in length"
+    assert (np.diff(curve.costs) >= 0).all(), f"{where}: costs are not ascending"
+    assert (curve.errors >= 0).all(), f"{where}: a negative error"
+    if curve.ranks.ndim == 1:
+        growth = np.diff(curve.errors) / max(curve.total, 1e-30)
+        assert (growth <= tolerance).all(), f"{where}: the error grows with the rank"
+    norm = float(weight.double().norm())
+    assert abs(curve.total**0.5 - norm) <= tolerance * norm + 1e-30, f"{where}: wrong total"
+
+
+def _check_factors(
+    where: str,
+    decomposition: Decomposition,
+    weight: Tensor,
+    rank: Rank,
+    exact: bool,
+    tolerance: float,
+) -> None:
+    where = f"{where} at rank {rank}"
+    factorization = decomposition.factorize(weight)
+    curve = factorization.curve
+    index = next(i for i in range(len(curve.costs)) if curve.rank_at(i) == rank)
+    factors = factorization.factors(weight, rank)
+    stored = sum(t.numel() for t in factors.tensors)
+    assert stored == curve.costs[index], f"{where}: stores {stored}, not {curve.costs[index]}"
+    planned = decomposition.stages(tuple(weight.shape), rank)
+    assert factors.stages == planned, f"{where}: {factors.stages} where stages() says {planned}"
+    assert all(t.dtype == weight.dtype for t in factors.tensors), f"{where}: the dtype changes"
+
+    product = multiply_out(factors)
+    assert product.shape == weight.shape, f"{where}: multiplies out to {tuple(product.shape)}"
+    norm = float(weight.double().norm())
+    measured = float((product.double() - weight.double()).norm())
+    predicted = float(curve.errors[index]) ** 0.5
+    slack = (tolerance if exact else 0.1) * norm + 1e-30
+    assert abs(measured - predicted) <= slack, f"{where}: loses {measured}, predicted {predicted}"
+
+    again = decomposition.factorize(weight).trim(rank).factors(weight, rank)
+    for a, b in zip(factors.tensors, again.tensors, strict=True):
+        assert torch.allclose(a, b), f"{where}: a second call, or trim, gives other factors"
+
+
+def _some_ranks(curve: Curve) -> list[Rank]:
+    n = len(curve.costs)
+    return [curve.rank_at(i) for i in sorted({0, n // 4, n // 2, n - 1})]
