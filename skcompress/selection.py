@@ -27,10 +27,12 @@ class Site:
     """One weight to work on, with every layer that uses it.
 
     name : of the layer, plus the slot's name where a layer has several weights
+    names : all that patterns may call it by: its own, and those of its layers
     users : (module name, slot name) of each layer that shares the weight, this one first
     """
 
     name: str
+    names: list[str]
     kind: str
     slot: Slot
     users: list[tuple[str, str]]
@@ -111,7 +113,7 @@ def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) ->
     wanted, unwanted = as_patterns(layers), as_patterns(exclude)
     aliases = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
-        aliases[id(module)].append(join(name, ""))
+        aliases[id(module)].append(name)
 
     found = Selection()
     wholes: set[int] = set()
@@ -124,9 +126,8 @@ def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) ->
         for slot in kind.slots(module):
             site_name = join(name, slot.name)
             found.order.append(site_name)
-            names = [join(a, slot.name) if slot.name else a for a in aliases[id(module)]]
-            names += aliases[id(module)]
-            site = Site(site_name, _type_name(module), slot, [(name, slot.name)], [module])
+            names = [join(a, part) for part in (slot.name, "") for a in aliases[id(module)]]
+            site = Site(site_name, names, _type_name(module), slot, [(name, slot.name)], [module])
             if layers is not None and not any(matches(p, names, [module]) for p in wanted):
                 found.left.append(_left_site(site, "not among layers"))
             elif any(matches(p, names, [module]) for p in unwanted):
@@ -216,6 +217,7 @@ def _join_ties(found: Selection, owners: dict[int, dict[int, str]]) -> Selection
             joined.left.extend(_left_site(site, reason) for site in sites)
             continue
         first = sites[0]
+        first.names = [name for site in sites for name in site.names]
         first.users = [user for site in sites for user in site.users]
         first.modules = [module for site in sites for module in site.modules]
         joined.sites.append(first)

@@ -24,28 +24,33 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
     """Multi-head attention over four projections, each dense or a chain of layers.
 
     Takes what `nn.MultiheadAttention.forward` takes and gives what it gives. Where none of
-    the three input projections is factorised they stay one, `in_proj`.
+    the three input projections is factorised they stay one parameter, `packed_weight`:
+    only so can it be shared with another layer.
     """
 
     # Read by nn.TransformerEncoderLayer: anything but True keeps it from handing dense
     # projection weights to its fused kernel.
     _qkv_same_embed_dim = False
 
-    def __init__(self, like: Any, projections: Mapping[str, nn.Module], memo: Memo):
+    def __init__(
+        self,
+        like: Any,
+        projections: Mapping[str, nn.Module],
+        packed_weight: nn.Parameter | None,
+        memo: Memo,
+    ):
         super().__init__()
         for name in _SETTINGS:
             setattr(self, name, getattr(like, name))
         for name, projection in projections.items():
             self.add_module(name, projection)
+        self.register_parameter("packed_weight", packed_weight)
         for name in ("in_proj_bias", "bias_k", "bias_v"):
             self.register_parameter(name, dense_copy(getattr(like, name), memo))
 
-    def _is_packed(self) -> bool:
-        return "in_proj" in self._modules
-
     def _input_weight(self, part: int) -> Tensor:
-        if self._is_packed():
-            return self.in_proj.weight.chunk(3)[part]
+        if self.packed_weight is not None:
+            return self.packed_weight.chunk(3)[part]
         return getattr(self, _INPUTS[part]).weight
 
     q_proj_weight = property(lambda self: self._input_weight(0))
@@ -55,14 +60,14 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
     @property
     def in_proj_weight(self) -> Tensor | None:
         """Input projections multiplied out and concatenated; None where widths differ."""
-        if self._is_packed():
-            return self.in_proj.weight
+        if self.packed_weight is not None:
+            return self.packed_weight
         if not self.embed_dim == self.kdim == self.vdim:
             return None
         return torch.cat([self._input_weight(part) for part in range(3)])
 
     def _project(self, part: int, x: Tensor) -> Tensor:
-        if self._is_packed():
+        if self.packed_weight is not None:
             x = F.linear(x, self._input_weight(part))
         else:
             x = getattr(self, _INPUTS[part])(x)
@@ -152,15 +157,18 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             add_zero_attn=self.add_zero_attn, kdim=self.kdim, vdim=self.vdim,
             batch_first=self.batch_first, device="meta",
         )  # fmt: skip
-        if self._is_packed():
-            attention.in_proj_weight = dense_copy(self.in_proj.weight, memo)
+        if self.packed_weight is not None:
+            attention.in_proj_weight = dense_copy(self.packed_weight, memo)
         elif attention._qkv_same_embed_dim:
             inputs = [p for name in _INPUTS for p in getattr(self, name).parameters()]
             attention.in_proj_weight = _multiplied(self.in_proj_weight, inputs)
         else:
             for name in _INPUTS:
                 projection = getattr(self, name)
-                weight = _multiplied(projection.weight, projection.parameters())
+                if isinstance(projection, Factorized):
+                    weight = _multiplied(projection.weight, projection.parameters())
+                else:
+                    weight = dense_copy(projection.weight, memo)
                 setattr(attention, f"{name}_weight", weight)
         for name in ("in_proj_bias", "bias_k", "bias_v"):
             setattr(attention, name, dense_copy(getattr(self, name), memo))
@@ -221,9 +229,7 @@ class AttentionKind(LayerKind):
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         projections: dict[str, nn.Module] = {}
         packed = module.in_proj_weight
-        if packed is not None and not any(name in factors for name in _INPUTS):
-            # As one parameter, since only so can it be shared with another layer.
-            projections["in_proj"] = linear(dense_copy(packed, memo))  # type: ignore[arg-type]
+        stays_packed = packed is not None and not any(name in factors for name in _INPUTS)
         for slot in self.slots(module):
             if slot.name in factors:
                 bias = module.out_proj.bias if slot.name == "out_proj" else None
@@ -233,10 +239,11 @@ class AttentionKind(LayerKind):
                 projections["out_proj"] = copy.deepcopy(module.out_proj, memo)
             elif packed is None:
                 projections[slot.name] = linear(dense_copy(slot.parameters[0], memo))  # type: ignore[arg-type]
-            elif "in_proj" not in projections:
+            elif not stays_packed:
                 kept = nn.Parameter(slot.read()[0].detach().clone(), slot.requires_grad)
                 projections[slot.name] = linear(kept)
-        return FactorizedMultiheadAttention(module, projections, memo)
+        packed_weight = dense_copy(packed, memo) if stays_packed else None
+        return FactorizedMultiheadAttention(module, projections, packed_weight, memo)
 
 
 def _whole(parameter: Tensor) -> Callable[[], Tensor]:

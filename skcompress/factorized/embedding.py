@@ -28,7 +28,8 @@ class Widen(nn.Module):
         self.weight = weight
 
     def forward(self, input: Tensor) -> Tensor:
-        return input @ self.weight
+        # Under autocast the product comes in a lower precision, which a look-up never does.
+        return (input @ self.weight).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[0]}, out_features={self.weight.shape[1]}"

@@ -51,11 +51,14 @@ class FactorizedExperts(nn.Module, Factorized):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         n_experts = len(self.chains["down_proj"][0])
+        # Its gate may use whatever the original has: methods, attributes, submodules.
+        original = object.__new__(self._base)
+        original.__dict__.update(self.__dict__)
         output = torch.zeros_like(hidden_states)
         for expert in range(n_experts):
             token, place = torch.where(top_k_index == expert)
             inner = self._project("gate_up_proj", expert, hidden_states[token])
-            gated: Tensor = self._base._apply_gate(self, inner)  # type: ignore[operator]
+            gated: Tensor = original._apply_gate(inner)  # type: ignore[operator]
             result = self._project("down_proj", expert, gated) * top_k_weights[token, place, None]
             output = output.index_add(0, token, result.to(output.dtype))
         return output

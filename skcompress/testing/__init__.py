@@ -5,7 +5,8 @@ A plugin package calls these in its own tests::
     def test_mine():
         skcompress.testing.check_decomposition(Mine())
 
-Each raises AssertionError that names the law, the plugin and the case.
+Each takes an instance, or a class that is then made with its defaults, and raises
+AssertionError that names the law, the plugin and the case.
 """
 
 from .allocations import check_allocation

@@ -7,17 +7,17 @@ import copy
 import numpy as np
 
 from ..protocols import Allocation, Curve, Layer, Spectrum
-from .estimators import check_estimator
+from .estimators import checked_estimator
 
 
-def check_allocation(allocation: Allocation) -> None:
+def check_allocation(plugin: Allocation | type[Allocation]) -> None:
     """Check an allocation on a small synthetic model.
 
     Laws: one answer per layer; a choice names an existing option and never costs more
     than dense; the same call gives the same answer; the layers are untouched; a layer
     that cannot get smaller stays dense.
     """
-    check_estimator(allocation, Allocation)
+    allocation: Allocation = checked_estimator(plugin, Allocation)
     name = type(allocation).__name__
     layers = _synthetic_layers()
     before = copy.deepcopy(layers)

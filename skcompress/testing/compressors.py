@@ -12,11 +12,11 @@ from torch import nn
 from ..metrics import count_parameters
 from ..protocols import Compressor
 from .cases import small_models
-from .estimators import check_estimator
+from .estimators import checked_estimator
 from .untouched import check_untouched, snapshot
 
 
-def check_compressor(compressor: Compressor) -> None:
+def check_compressor(plugin: Compressor | type[Compressor]) -> None:
     """Check a compressor on a few small models.
 
     Laws: fit and transform leave model, mode, hooks and global random state untouched;
@@ -24,7 +24,7 @@ def check_compressor(compressor: Compressor) -> None:
     mode and has no more parameters; the report knows its size; the same seed repeats; a
     clone is unfitted; a class instead of a model is refused; an error leaves no trace.
     """
-    check_estimator(compressor, Compressor)
+    compressor: Compressor = checked_estimator(plugin, Compressor)
     name = type(compressor).__name__
     for case, model, args in small_models():
         where = f"{name} on {case}"

@@ -6,16 +6,16 @@ import torch
 
 from ..protocols import Criterion
 from .cases import awkward_weights
-from .estimators import check_estimator, check_unchanged
+from .estimators import check_unchanged, checked_estimator
 
 
-def check_criterion(criterion: Criterion) -> None:
+def check_criterion(plugin: Criterion | type[Criterion]) -> None:
     """Check a pruning criterion on awkward weights.
 
     Laws: scores have the weight's shape, are finite and non-negative, repeat, and leave
     the weight untouched.
     """
-    check_estimator(criterion, Criterion)
+    criterion: Criterion = checked_estimator(plugin, Criterion)
     name = type(criterion).__name__
     for case, weight in awkward_weights():
         before = weight.clone()

@@ -9,11 +9,14 @@ from torch import Tensor
 from ..factorized.chain import multiply_out
 from ..protocols import Curve, Decomposition, Rank
 from .cases import awkward_weights
-from .estimators import check_estimator, check_unchanged
+from .estimators import check_unchanged, checked_estimator
 
 
 def check_decomposition(
-    decomposition: Decomposition, *, exact: bool = True, tolerance: float = 1e-5
+    plugin: Decomposition | type[Decomposition],
+    *,
+    exact: bool = True,
+    tolerance: float = 1e-5,
 ) -> None:
     """Check a decomposition on awkward weights.
 
@@ -26,7 +29,7 @@ def check_decomposition(
     predicted error is the measured one; error never grows along the ranks that no
     other beats; the full rank is exact; the same call gives the same factors.
     """
-    check_estimator(decomposition, Decomposition)
+    decomposition: Decomposition = checked_estimator(plugin, Decomposition)
     name = type(decomposition).__name__
     n_checked = 0
     for case, weight in awkward_weights():

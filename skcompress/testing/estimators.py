@@ -10,16 +10,21 @@ from sklearn.base import clone
 from torch import Tensor
 
 
-def check_estimator(estimator: Any, kind: type) -> None:
-    """Check that `estimator` is a `kind`, and that it clones, prints and pickles."""
+def checked_estimator(plugin: Any, kind: type) -> Any:
+    """Give the plugin, or an instance with defaults of a plugin class, once it is checked.
+
+    Laws: it is a `kind`; it clones with the same parameters; it prints; it pickles.
+    """
+    estimator = plugin() if isinstance(plugin, type) else plugin
     name = type(estimator).__name__
-    related = isinstance(estimator, kind)
-    assert related, f"{name} is not a subclass of {kind.__name__}"
-    twin: Any = clone(estimator)
-    given, copied = estimator.get_params(deep=False), twin.get_params(deep=False)
+    assert isinstance(estimator, kind), f"{name} is not a subclass of {kind.__name__}"
+    found: Any = estimator
+    twin = clone(found)
+    given, copied = found.get_params(deep=False), twin.get_params(deep=False)
     assert given.keys() == copied.keys(), f"{name}: clone has other parameters"
-    assert repr(estimator) == repr(twin), f"{name}: repr changes under clone"
-    pickle.loads(pickle.dumps(estimator))
+    assert repr(found) == repr(twin), f"{name}: repr changes under clone"
+    pickle.loads(pickle.dumps(found))
+    return found
 
 
 def check_unchanged(name: str, law: str, before: Tensor, after: Tensor) -> None:

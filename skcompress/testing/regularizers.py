@@ -8,10 +8,10 @@ from torch import nn
 
 from ..protocols import Regularizer
 from .cases import awkward_weights
-from .estimators import check_estimator, check_unchanged
+from .estimators import check_unchanged, checked_estimator
 
 
-def check_regularizer(regularizer: Regularizer) -> None:
+def check_regularizer(plugin: Regularizer | type[Regularizer]) -> None:
     """Check a regularizer on awkward weights and on a model.
 
     Laws: `penalty` is a finite non-negative scalar with a finite gradient, also at zero,
@@ -19,7 +19,7 @@ def check_regularizer(regularizer: Regularizer) -> None:
     float64 at generic weights); on a model it is `weight` times a sum in which shared
     weights count once; strength zero gives zero.
     """
-    check_estimator(regularizer, Regularizer)
+    regularizer: Regularizer = checked_estimator(plugin, Regularizer)
     name = type(regularizer).__name__
     for case, weight in awkward_weights():
         leaf = weight.clone().requires_grad_()

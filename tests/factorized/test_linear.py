@@ -156,9 +156,7 @@ def test_weight_that_is_no_parameter_is_left_with_the_reason():
     assert "bias is not a parameter" in reason(no_bias_parameter)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn], ids=lambda dtype: str(dtype)
-)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn], ids=str)
 def test_weight_of_other_numbers_is_left_with_the_reason(dtype):
     layer = nn.Linear(16, 16)
     layer.weight = nn.Parameter(torch.ones(16, 16).to(dtype), requires_grad=False)
@@ -229,8 +227,10 @@ def test_the_weight_in_force_is_factorised(name, training):
     assert count_parameters(small) == compressor.n_parameters_out_
     dense.eval()
     weight = dense(torch.eye(20, dtype=torch.float64)).mT - dense.bias[:, None]
-    left, values, right = torch.linalg.svd(weight)
-    assert distance(small.weight, (left[:, :10] * values[:10]) @ right[:10]) < 1e-9
+    # The truncated SVD itself is not unique where singular values repeat; its error is.
+    values = torch.linalg.svdvals(weight)
+    least = float((values[10:].norm() / values.norm()).detach())
+    assert distance(small.weight, weight) == pytest.approx(least, abs=1e-9)
     small(random(3, 20)).sum().backward()
     assert all(stage.weight.grad is not None for stage in small)
 
@@ -240,7 +240,7 @@ def test_a_dense_copy_computes_its_weight_as_before(name):
     dense = normed(name)
     model = nn.Sequential(dense, nn.Linear(24, 24, dtype=torch.float64))
     small = exact(layers="1").fit_transform(model)
-    assert type(small[0]) is type(dense) or type(small[0]).__name__ == type(dense).__name__
+    assert type(small[0]).__name__ == type(dense).__name__  # torch makes a class of each
     x = random(3, 20)
     assert distance(small[0].eval()(x), dense.eval()(x)) == 0.0
     small[0](x).sum().backward()
@@ -264,7 +264,6 @@ def test_pruned_weight_that_was_trained_since_the_last_call():
     with torch.no_grad():
         dense.weight_orig.mul_(3.0)  # as an optimiser does; `weight` is out of date now
     x = random(3, 20)
-    small = SVDCompressor(rank=20, allocation="uniform", layers=None)
     small = SVDCompressor(rank=10).fit_transform(dense)
     left, values, right = torch.linalg.svd(dense.weight_orig * dense.weight_mask)
     best = (left[:, :10] * values[:10]) @ right[:10]

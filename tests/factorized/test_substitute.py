@@ -20,7 +20,9 @@ every_layer = pytest.mark.parametrize("name", list(LAYERS))
 
 
 @every_layer
-@pytest.mark.parametrize("compressor", [exact(), TuckerCompressor(rank=RANK)], ids=["svd", "tucker"])
+@pytest.mark.parametrize(
+    "compressor", [exact(), TuckerCompressor(rank=RANK)], ids=["svd", "tucker"]
+)
 def test_computes_the_same_function_with_fewer_numbers(name, compressor):
     dense, arguments = layer(name)
     small = compressor.fit_transform(dense)
@@ -39,10 +41,9 @@ def test_inverse_transform_gives_the_original_class_and_function(name):
     assert [(n, p.shape) for n, p in back.named_parameters()] == [
         (n, p.shape) for n, p in dense.named_parameters()
     ]
-    assert {n for n in vars(back)} == {n for n in vars(dense)}
+    assert set(vars(back)) == set(vars(dense))
     assert distance(back(*arguments), dense(*arguments)) < TOLERANCE
-    for (key, ours), theirs in zip(back.state_dict().items(), dense.state_dict().values()):
-        assert distance(ours, theirs) < TOLERANCE, key
+    assert distance(dict(back.state_dict()), dict(dense.state_dict())) < TOLERANCE
 
 
 @every_layer
@@ -332,8 +333,10 @@ def test_a_model_that_cannot_be_copied_is_refused_and_untouched():
     assert type(model.layer) is nn.Linear
 
 
-@pytest.mark.parametrize("name", ["linear", "convolution", "grouped convolution", "embedding"])
-def test_is_made_of_plain_layers_that_torch_exports(name):
+@every_layer
+def test_is_made_of_what_torch_exports(name):
+    if name == "experts":
+        pytest.skip("which tokens an expert gets depends on the data")
     dense, arguments = layer(name, torch.float32)
     small = exact().fit_transform(dense)
     program = torch.export.export(small, arguments, strict=False)

@@ -84,13 +84,13 @@ def random_terms(tensor: Tensor, n: int, generator: torch.Generator) -> Terms:
     return [terms[0] * norm, *terms[1:]]
 
 
-def balanced(terms: Terms, spread: int) -> Terms:
-    """Spread the norm of each term evenly over the first `spread` axes."""
+def balanced(terms: Terms) -> Terms:
+    """Spread the norm of each term evenly over the axes."""
     norms = [factor.norm(dim=0) for factor in terms]
-    share = torch.stack(norms).prod(dim=0) ** (1 / spread)
+    share = torch.stack(norms).prod(dim=0) ** (1 / len(terms))
     return [
-        factor / norm.where(norm > 0, 1) * (share if axis < spread else 1)
-        for axis, (factor, norm) in enumerate(zip(terms, norms, strict=True))
+        factor * (share / norm.where(norm > 0, 1))
+        for factor, norm in zip(terms, norms, strict=True)
     ]
 
 
@@ -107,7 +107,8 @@ def improve(tensor: Tensor, terms: Terms, n_iter_max: int, tol: float) -> Terms:
             terms[0].shape[1],
             init=(None, [factor.clone() for factor in terms]),
             n_iter_max=n_iter_max,
-            tol=tol,
+            # TensorLy's line search reads errors that are recorded only where tol > 0.
+            tol=max(tol, 1e-30),
             l2_reg=_RIDGE,
             linesearch=True,
         )
@@ -127,8 +128,7 @@ def fit_more(unit: Tensor, terms: Terms, rank: int, cp: CP, generator: torch.Gen
     else:
         new = random_terms(residual, n_new, generator)
     start = [torch.cat(pair, dim=1) for pair in zip(terms, new, strict=True)]
-    for found in (start, improve(unit, start, cp.n_iter_max, cp.tol)):
-        candidate = balanced(found, 2)
+    for candidate in (start, improve(unit, start, cp.n_iter_max, cp.tol)):
         now = squared_distance(unit, candidate)
         if now < lost:
             best, lost = candidate, now
@@ -155,7 +155,7 @@ class CPFactorization(Factorization):
         self._fits: dict[int, Terms] = {}
         for rank in ranks.tolist():
             terms = fit_more(unit, terms, rank, cp, generator)
-            scaled = balanced([terms[0] * total**0.5, *terms[1:]], len(sizes))
+            scaled = balanced([terms[0] * total**0.5, *terms[1:]])
             errors.append(squared_distance(tensor, scaled))
             self._fits[rank] = scaled
         self.curve = Curve(
