@@ -1,0 +1,1 @@
+"""Ways to divide a budget over the layers, one per file."""

@@ -10,10 +10,10 @@ from sklearn.utils._param_validation import StrOptions
 from ..decompositions.spatial_svd import SpatialSVD
 from ..decompositions.svd import SVD
 from ..protocols import Decomposition
-from .low_rank import LowRankCompressor
+from .base import FactorizingCompressor
 
 
-class SVDCompressor(LowRankCompressor):
+class SVDCompressor(FactorizingCompressor):
     """Replaces every layer by two thinner ones: truncated SVD, optimal layer by layer.
 
     Parameters
@@ -48,10 +48,9 @@ warm_start, verbose
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **LowRankCompressor._parameter_constraints,
+        **FactorizingCompressor._parameter_constraints,
         "scheme": [StrOptions({"auto", "output", "input", "spatial"})],
     }
-    _parameter_constraints.pop("decomposition")
 
     def __init__(
         self,
@@ -69,18 +68,12 @@ warm_start, verbose
         warm_start: bool = False,
         verbose: bool | int = False,
     ):
-        self.rank = rank
+        super().__init__(
+            rank, allocation=allocation, metric=metric, reconstruction=reconstruction,
+            layers=layers, exclude=exclude, device=device, random_state=random_state,
+            n_jobs=n_jobs, warm_start=warm_start, verbose=verbose,
+        )  # fmt: skip
         self.scheme = scheme
-        self.allocation = allocation
-        self.metric = metric
-        self.reconstruction = reconstruction
-        self.layers = layers
-        self.exclude = exclude
-        self.device = device
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.warm_start = warm_start
-        self.verbose = verbose
 
     def _candidates(self) -> Iterable[Decomposition]:
         every = {"input": SVD("input"), "spatial": SpatialSVD()}

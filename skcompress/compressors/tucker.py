@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
 
 from ..decompositions.tucker import Tucker
 from ..protocols import Decomposition
-from .low_rank import LowRankCompressor
+from .base import FactorizingCompressor
 
 
-class TuckerCompressor(LowRankCompressor):
+class TuckerCompressor(FactorizingCompressor):
     """Tucker-2 on convolutions (1 x 1, k x k between fewer channels, 1 x 1), SVD elsewhere.
 
     Parameters
@@ -26,7 +25,7 @@ warm_start, verbose
     --------
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3), torch.nn.Conv2d(32, 32, 3))
-    >>> small = TuckerCompressor(rank=0.4).fit_transform(model)
+    >>> small = TuckerCompressor(rank=0.4, allocation="uniform").fit_transform(model)
     >>> [len(layer) for layer in small]
     [3, 3]
 
@@ -35,36 +34,6 @@ warm_start, verbose
     Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low
     power mobile applications", arXiv 1511.06530.
     """
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {**LowRankCompressor._parameter_constraints}
-    _parameter_constraints.pop("decomposition")
-
-    def __init__(
-        self,
-        rank: Any = 0.3,
-        *,
-        allocation: Any = "global",
-        metric: str = "auto",
-        reconstruction: str = "auto",
-        layers: Any = None,
-        exclude: Any = (),
-        device: Any = None,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        warm_start: bool = False,
-        verbose: bool | int = False,
-    ):
-        self.rank = rank
-        self.allocation = allocation
-        self.metric = metric
-        self.reconstruction = reconstruction
-        self.layers = layers
-        self.exclude = exclude
-        self.device = device
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.warm_start = warm_start
-        self.verbose = verbose
 
     def _candidates(self) -> Iterable[Decomposition]:
         return (Tucker(),)

@@ -1,0 +1,1 @@
+"""Ways to cut a weight into a chain of smaller ones, one per file."""

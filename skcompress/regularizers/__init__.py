@@ -1,0 +1,1 @@
+"""Penalties on weights for training, one idea per file."""

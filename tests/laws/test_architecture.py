@@ -17,14 +17,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "linalg"},
     {"protocols"},
-    {"registry", "factorized", "decompositions", "allocations", "regularizers", "criteria",
-     "metrics", "plan"},
+    {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
+     "plan"},
     {"selection"},
     {"compressors"},
     {"testing"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
-PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
+PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers"}
 OPEN_TO_PLUGINS = {"protocols", "errors", "linalg"}
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "selection"), ("protocols", "regularizers")}
