@@ -7,15 +7,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     """Count the stored numbers of a model; what is shared counts once, buffers do not.
 
+    Lazy layers that have seen no batch store nothing yet.
+
     >>> count_parameters(torch.nn.Linear(3, 2))
     8
     """
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    return sum(
+        p.numel()
+        for p in model.parameters()
+        if not isinstance(p, UninitializedParameter) and (p.requires_grad or not trainable_only)
+    )
 
 
 def count_bytes(model: nn.Module) -> int:

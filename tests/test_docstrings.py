@@ -12,9 +12,7 @@ import torch
 
 import skcompress
 
-MODULES = [
-    m.name for m in pkgutil.walk_packages(skcompress.__path__, "skcompress.") if not m.ispkg
-]
+MODULES = [m.name for m in pkgutil.walk_packages(skcompress.__path__, "skcompress.") if not m.ispkg]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -146,7 +146,8 @@ def fingerprint(name: str, weight: Tensor) -> int:
     The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
     """
     flat = weight.reshape(-1)
-    probe = torch.arange(1, _PROBE + 1, dtype=torch.float64).mul_(2.399963).cos_().to(weight)
+    steps = torch.arange(1, _PROBE + 1, dtype=torch.float64, device=weight.device)
+    probe = steps.mul_(2.399963).cos_().to(weight.dtype)
     n_rows = len(flat) // _PROBE
     rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
     rest = flat[n_rows * _PROBE :]

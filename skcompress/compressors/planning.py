@@ -45,17 +45,12 @@ def choose_options(
     reasons: list[str | None] = ["no pattern of rank matches it"] * len(layers)
     open_ = set(range(len(layers)))
     for pattern, value in rank.items():
-        members = [i for i in sorted(open_) if _is_named(pattern, where[i])]
+        members = [i for i in sorted(open_) if matches(pattern, where[i].names, where[i].modules)]
         open_.difference_update(members)
         chosen, why = _choose([layers[i] for i in members], value, allocation, n_fixed=0)
         for i, choice, reason in zip(members, chosen, why, strict=True):
             choices[i], reasons[i] = choice, reason
     return choices, reasons
-
-
-def _is_named(pattern: Pattern, site: Site) -> bool:
-    names = [site.name, *(module for module, _ in site.users)]
-    return matches(pattern, names, site.modules)
 
 
 def _choose(
@@ -153,12 +148,24 @@ def compare_to_plan(plan: Plan, selection: Selection) -> None:
     """Refuse a model whose weights are not those of the plan, naming the first difference."""
     found = {left.name: (left.kind, left.shape) for left in selection.left}
     found |= {s.name: (s.kind, flat_shape(s.slot.shape)) for s in selection.sites}
+    sites = {site.name: site for site in selection.sites}
+    refused = {left.name: left.reason for left in selection.left}
+    shared = {module for site in selection.sites for module, _ in site.users[1:]}
     for planned in plan:
-        if planned.name not in found:
-            raise PlanMismatchError(planned.name, "is missing", _words(planned.kind, planned.shape))
-        if found[planned.name] != (planned.kind, planned.shape):
-            received = f"is {_words(*found[planned.name])}"
-            raise PlanMismatchError(planned.name, received, _words(planned.kind, planned.shape))
+        name, expected = planned.name, _words(planned.kind, planned.shape)
+        if name not in found:
+            received = "now shares its weight" if name in shared else "is missing"
+            raise PlanMismatchError(name, received, expected)
+        if found[name] != (planned.kind, planned.shape):
+            raise PlanMismatchError(name, f"is {_words(*found[name])}", expected)
+        if planned.rank is not None and name in refused:
+            received = f"cannot be compressed ({refused[name]})"
+            raise PlanMismatchError(name, received, "it to be")
+        users = tuple(module for module, _ in sites[name].users[1:]) if name in sites else ()
+        if users != planned.shared_with and name in sites:
+            with_whom = ", ".join(users) or "no other layer"
+            expected = f"{', '.join(planned.shared_with) or 'no other layer'} to share it"
+            raise PlanMismatchError(name, f"shares its weight with {with_whom}", expected)
     known = {planned.name for planned in plan}
     for name in selection.order:
         if name in found and name not in known:

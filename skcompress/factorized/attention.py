@@ -28,8 +28,8 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
     only so can it be shared with another layer.
     """
 
-    # Read by nn.TransformerEncoderLayer: anything but True keeps it from handing dense
-    # projection weights to its fused kernel.
+    # Sends whoever looks inside to the separate `q_proj_weight`, ..., and keeps
+    # nn.TransformerEncoderLayer from handing projection weights to its fused kernel.
     _qkv_same_embed_dim = False
 
     def __init__(

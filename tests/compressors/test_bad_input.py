@@ -220,3 +220,26 @@ def test_a_failing_plugin_leaves_no_trace(model):
     with pytest.raises(ArithmeticError):
         compressor.fit(model)
     assert not hasattr(compressor, "plan_")
+
+
+def test_transform_of_a_model_whose_layer_cannot_be_compressed_says_why(model):
+    compressor = SVDCompressor(rank=0.7).fit(model)
+    other = network()
+    other[0].forward = lambda x: x
+    with pytest.raises(PlanMismatchError, match=r"layer '0' cannot be compressed.*rewrites forward"):
+        compressor.transform(other)
+
+
+def tied(*, share: bool) -> nn.Module:
+    model = nn.ModuleDict({"embedding": nn.Embedding(40, 16), "head": nn.Linear(16, 40)})
+    if share:
+        model["head"].weight = model["embedding"].weight
+    return model
+
+
+def test_transform_of_a_model_with_other_ties_says_so():
+    together, apart = tied(share=True), tied(share=False)
+    with pytest.raises(PlanMismatchError, match="'embedding' shares its weight with no other"):
+        SVDCompressor(rank=0.6).fit(together).transform(apart)
+    with pytest.raises(PlanMismatchError, match="'embedding' shares its weight with head"):
+        SVDCompressor(rank=0.6).fit(apart).transform(together)

@@ -279,6 +279,18 @@ def test_tied_convolutions_with_other_settings_share_their_factors():
     assert distance(back(x), model(x)) < 1e-12
 
 
+def test_tied_convolutions_of_other_groups_are_left_with_the_reason():
+    model = nn.ModuleList([build(nn.Conv1d, 6, 12, 3), build(nn.Conv1d, 12, 12, 3, groups=2)])
+    model[1].weight = model[0].weight  # (12, 6, 3) for both
+    model.append(nn.Linear(16, 16))
+    compressor = exact()
+    small = compressor.fit_transform(model)
+    assert "which read it as different shapes" in compressor.plan_["0"].reason
+    assert "which read it as different shapes" in compressor.plan_["1"].reason
+    assert small[0].weight is small[1].weight
+    assert count_parameters(small) == compressor.n_parameters_out_
+
+
 def test_tied_transposed_convolutions_are_left_with_the_reason():
     model = nn.Sequential(build(nn.ConvTranspose1d, 8, 8, 3), build(nn.ConvTranspose1d, 8, 8, 3))
     model[1].weight = model[0].weight

@@ -49,7 +49,7 @@ def test_the_padding_row_gets_no_gradient_and_stays_zero():
     small = SVDCompressor(rank=5).fit_transform(dense)
     ids = torch.tensor([3, 3, 4, 5])
     assert small(ids)[:2].abs().max() < 1e-12
-    small(ids).square().sum().backward()
+    (small(ids) * random(4, 12)).sum().backward()
     table = small[0].weight
     assert torch.equal(table.grad[3], torch.zeros(5, dtype=torch.float64))
     assert (table.grad[[4, 5]].abs().sum(1) > 0).all()
@@ -219,21 +219,6 @@ def test_tied_to_a_layer_that_computes_something_else_stays_dense():
     assert compressor.plan_["heads.1"].reason == "Scaled rewrites forward of Linear"
     assert small.embed.weight is small.heads[1].weight
     assert count_parameters(small) == compressor.n_parameters_out_
-
-
-def test_tied_to_a_layer_of_another_shape_stays_dense():
-    model = nn.ModuleDict(
-        {
-            "embed": nn.Embedding(24, 16, dtype=torch.float64),
-            "pointwise": nn.Conv1d(16, 24, 1, dtype=torch.float64),
-            "other": nn.Linear(16, 16, dtype=torch.float64),
-        }
-    )
-    model["pointwise"].weight = model["embed"].weight  # (24, 16) where (24, 16, 1) belongs
-    compressor = exact(layers=["embed", "other"])
-    small = compressor.fit_transform(model)
-    assert list(factorized(small)) == ["other"]
-    assert small["embed"].weight is small["pointwise"].weight
 
 
 def test_one_embedding_used_twice():

@@ -38,6 +38,7 @@ def test_inverse_transform_gives_the_original_class_and_function(name):
     compressor = exact()
     back = compressor.inverse_transform(compressor.fit_transform(dense))
     assert type(back) is type(dense)
+    assert repr(back) == repr(dense)
     assert [(n, p.shape) for n, p in back.named_parameters()] == [
         (n, p.shape) for n, p in dense.named_parameters()
     ]
@@ -141,6 +142,16 @@ def test_survives_pickle_torch_save_and_deepcopy(name):
         }
         dense_again = SVDCompressor().inverse_transform(other)
         assert type(dense_again) is type(dense)
+
+
+@every_layer
+def test_parameters_can_be_swapped_for_one_call(name):
+    dense, arguments = layer(name)
+    small = exact().fit_transform(dense)
+    larger = {key: 1.5 * parameter.detach() for key, parameter in small.named_parameters()}
+    swapped = torch.func.functional_call(small, larger, arguments)
+    small.load_state_dict(larger)
+    assert distance(swapped, small(*arguments)) < TOLERANCE
 
 
 @every_layer

@@ -143,23 +143,26 @@ def losses(block: Tensor, ranks: np.ndarray) -> np.ndarray:
     ranks : int array (options, axes - 1)
 
     All cuts are orthogonal projections, each inside the one before, so what they lose
-    adds up exactly. The two ends are cut by a truncated higher-order SVD; cumulative
-    sums give all pairs of ranks at once.
+    adds up exactly. The two ends are cut by a truncated higher-order SVD, and what is
+    between them in the same way.
     """
     if block.dim() == 2:
         short = short_side(block).to(torch.float64)
         energies = torch.linalg.eigvalsh(short @ short.mT).flip(0).clamp_(min=0)
         return tails(energies).cpu().numpy()[ranks[:, 0] - 1]
-    block = project_ends(block, *end_bases(block))
-    beyond = energy_beyond(block)
-    if block.dim() == 3:
-        return beyond[ranks[:, 0] - 1, ranks[:, 1] - 1]
-    lost = np.empty(len(ranks))
+    return core_losses(project_ends(block, *end_bases(block)), ranks)
+
+
+def core_losses(core: Tensor, ranks: np.ndarray) -> np.ndarray:
+    """Do what `losses` does, for a block whose ends are in the coordinates of their bases."""
+    beyond = energy_beyond(core)
+    lost = beyond[ranks[:, 0] - 1, ranks[:, -1] - 1]
+    if core.dim() == 3:
+        return lost
     pairs, members = np.unique(ranks[:, [0, -1]], axis=0, return_inverse=True)
     for number, (p, q) in enumerate(pairs):
         rows = np.flatnonzero(members.ravel() == number)
-        inner = losses(join_ends(block[:p, ..., :q]), ranks[rows, 1:-1])
-        lost[rows] = beyond[p - 1, q - 1] + inner
+        lost[rows] += losses(join_ends(core[:p, ..., :q]), ranks[rows, 1:-1])
     return lost
 
 
@@ -233,7 +236,7 @@ class TensorTrainFactorization(Factorization):
             scheme=scheme,
             ranks=ranks,
             costs=costs,
-            errors=losses(tensor, ranks),
+            errors=core_losses(project_ends(tensor, self._first, self._last), ranks),
             total=float(weight.to(torch.float64).square().sum()),
             full_rank=tuple(ranks[-1].tolist()),
         )
