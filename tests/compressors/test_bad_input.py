@@ -226,7 +226,8 @@ def test_transform_of_a_model_whose_layer_cannot_be_compressed_says_why(model):
     compressor = SVDCompressor(rank=0.7).fit(model)
     other = network()
     other[0].forward = lambda x: x
-    with pytest.raises(PlanMismatchError, match=r"layer '0' cannot be compressed.*rewrites forward"):
+    reason = r"layer '0' cannot be compressed.*rewrites forward"
+    with pytest.raises(PlanMismatchError, match=reason):
         compressor.transform(other)
 
 
