@@ -21,7 +21,8 @@ class GlobalBudget(Allocation):
     Minimises the sum over layers of the relative energy lost, subject to the total of
     stored numbers: a multiple-choice knapsack, solved by a Lagrangian bound and dynamic
     programming over what the bound leaves. Which of several ways of cutting a weight,
-    which rank, or dense, is all one choice.
+    which rank, or dense, is all one choice. Untrained weights have flat spectra, and the
+    optimum then often leaves some layers dense and cuts others to almost nothing.
     """
 
     def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
