@@ -50,12 +50,12 @@ def resolve(kind: str, name: object) -> Any:
     PluginLoadError : its module cannot be imported
     PluginTypeError : it is not of this kind
     """
-    points = _entry_points(kind)
-    expected = KINDS[kind]
+    expected = _protocol(kind)
     if isinstance(name, expected):
         return name
     if not isinstance(name, str):
         raise PluginTypeError(kind, name, expected)
+    points = _entry_points(kind)
     named = [point for point in points if point.name == name]
     if not named:
         raise UnknownNameError(kind, name, sorted({point.name for point in points}))
@@ -77,9 +77,14 @@ def make(kind: str, name: object) -> Any:
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def _entry_points(kind: str) -> list[EntryPoint]:
+def _protocol(kind: str) -> type:
     if kind not in KINDS:
         raise UnknownNameError("plugin kind", str(kind), sorted(KINDS))
+    return KINDS[kind]
+
+
+def _entry_points(kind: str) -> list[EntryPoint]:
+    _protocol(kind)
     points = list(entry_points(group=f"skcompress.{kind}"))
     try:
         distribution("skcompress")

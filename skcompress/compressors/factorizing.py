@@ -25,9 +25,12 @@ Compete = Callable[[Sequence[int]], list[Decomposition]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of cutting up one weight: a factorisation per group, and their sum."""
+    """One way of cutting up one weight: a factorisation per group, and their sum.
 
-    decomposition: str
+    settings : the decomposition with its parameters, printed
+    """
+
+    settings: str
     parts: list[Factorization]
 
     @cached_property
@@ -70,7 +73,12 @@ class FactorizedSite:
         chosen = self.candidates[choice.curve]
         rank = chosen.curve.rank_at(choice.option)
         parts = [part.trim(rank) for part in chosen.parts]
-        return replace(self, candidates=(Candidate(chosen.decomposition, parts),))
+        return replace(self, candidates=(Candidate(chosen.settings, parts),))
+
+    def is_result_of(self, fingerprint: int, settings: Sequence[str]) -> bool:
+        """Whether it is of the weight with this fingerprint, cut up in these ways."""
+        ways = [candidate.settings for candidate in self.candidates]
+        return self.fingerprint == fingerprint and ways == list(settings)
 
     def parts(self, scheme: str, fingerprint: int) -> list[Factorization] | None:
         """Factorisations for a scheme, if these are of the weight with this fingerprint."""
@@ -93,38 +101,39 @@ def factorize_sites(
     known : earlier results; those of unchanged weights are taken over
     """
 
+    found: dict[str, FactorizedSite] = {}
+    settings: dict[str, str] = {}  # printing an estimator is slow: once per scheme
+
     def tasks() -> Iterator[Any]:
         for site in tqdm(sites, desc="factorize", unit="layer", disable=not verbose):
             weight = working_weight(site, device)
-            print_ = fingerprint(site.name, weight)
+            seen = fingerprint(site.name, weight)
             decompositions = compete(weight.shape[1:])
+            for d in decompositions:
+                if d.scheme not in settings:
+                    settings[d.scheme] = repr(d)
+            names = [settings[d.scheme] for d in decompositions]
             earlier = known.get(site.name)
-            names = tuple(map(repr, decompositions))
-            if (
-                earlier is not None
-                and earlier.fingerprint == print_
-                and tuple(c.decomposition for c in earlier.candidates) == names
-            ):
-                yield delayed(_same)(earlier)
+            if earlier is not None and earlier.is_result_of(seen, names):
+                found[site.name] = earlier
             else:
-                size = site.slot.size
-                yield delayed(_factorize)(site.name, size, print_, decompositions, weight)
+                jobs = list(zip(names, decompositions, strict=True))
+                yield delayed(_factorize)(site.name, site.slot.size, seen, jobs, weight)
 
     # A hint, not an order: joblib.parallel_config of the user decides.
-    return list(Parallel(n_jobs=n_jobs, prefer="threads")(tasks()))
-
-
-def _same(site: FactorizedSite) -> FactorizedSite:
-    return site
+    made = Parallel(n_jobs=n_jobs, prefer="threads")(tasks())
+    found.update((site.name, site) for site in made)
+    return [found[site.name] for site in sites]
 
 
 def _factorize(
-    name: str, size: int, print_: int, decompositions: Sequence[Decomposition], weight: Tensor
+    name: str, size: int, seen: int, jobs: Sequence[tuple[str, Decomposition]], weight: Tensor
 ) -> FactorizedSite:
     candidates = tuple(
-        Candidate(repr(d), [d.factorize(group) for group in weight]) for d in decompositions
+        Candidate(settings, [decomposition.factorize(group) for group in weight])
+        for settings, decomposition in jobs
     )
-    return FactorizedSite(name, tuple(weight.shape[1:]), size, print_, candidates)
+    return FactorizedSite(name, tuple(weight.shape[1:]), size, seen, candidates)
 
 
 def working_weight(site: Site, device: Any) -> Tensor:

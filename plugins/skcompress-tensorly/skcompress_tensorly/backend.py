@@ -13,6 +13,10 @@ import torch
 from tensorly.tenalg.core_tenalg import CoreTenalgBackend
 from torch import Tensor
 
+# TensorLy 0.9, the last one for Python 3.10, takes no tensor algebra but its own: the
+# results are the same, but large layers need much more memory and time.
+TAKES_ALGEBRA = tuple(map(int, tl.__version__.split(".")[:2])) >= (0, 10)
+
 
 class Contraction(CoreTenalgBackend, backend_name="contraction"):
     """TensorLy's tensor algebra with a matricised product that fits into memory.
@@ -24,7 +28,7 @@ class Contraction(CoreTenalgBackend, backend_name="contraction"):
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def unfolding_dot_khatri_rao(self, tensor: Tensor, cp_tensor: tuple, mode: int) -> Tensor:
         """Unfold `tensor` along `mode`, times the Khatri-Rao product of the other factors.
@@ -45,7 +49,7 @@ class Contraction(CoreTenalgBackend, backend_name="contraction"):
         return product if weights is None else product * weights
 
     def _contract(self, tensor: Tensor, factor: Tensor, axis: int) -> Tensor:
-        if self._last[0] is not tensor or self._last[1] is not factor:
+        if self._last is None or self._last[0] is not tensor or self._last[1] is not factor:
             product = torch.tensordot(tensor, factor, dims=([axis], [0])).unsqueeze(axis)
             self._last = (tensor, factor, product)
         return self._last[2]
@@ -58,12 +62,13 @@ def torch_backend() -> Iterator[None]:
     `tensorly.backend_context`, also with `local_threadsafe=True`, sets the default of
     all threads when it is left, so the two switches are made by hand.
     """
-    managers = (tl.backend, tl.tenalg)
-    before = [manager.current_backend() for manager in managers]
+    backend, algebra = tl.backend.current_backend(), tl.tenalg.current_backend()
     try:
         tl.backend.set_backend("pytorch", local_threadsafe=True)
-        tl.tenalg.set_backend(Contraction(), local_threadsafe=True)
+        if TAKES_ALGEBRA:
+            tl.tenalg.set_backend(Contraction(), local_threadsafe=True)
         yield
     finally:
-        for manager, backend in zip(managers, before, strict=True):
-            manager.set_backend(backend, local_threadsafe=True)
+        tl.backend.set_backend(backend, local_threadsafe=True)
+        if TAKES_ALGEBRA:
+            tl.tenalg.set_backend(algebra, local_threadsafe=True)

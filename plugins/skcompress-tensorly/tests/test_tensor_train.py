@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skcompress_tensorly import TensorTrain
-from skcompress_tensorly.tensor_train import cheapest_segmentation, rank_options
+from skcompress_tensorly.train_shapes import cheapest_segmentation, rank_options
 from test_conformance import dense_weight
 
 from skcompress import registry
