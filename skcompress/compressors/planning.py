@@ -56,19 +56,16 @@ def choose_options(
 def _choose(
     layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: int
 ) -> tuple[list[Choice | None], list[str | None]]:
-    reason = NOT_WORTH_IT
     if isinstance(rank, Integral):
         choices = [_fixed(layer, int(rank)) for layer in layers]
-        reason = f"rank {rank} would not make it smaller"
+        why = [_why_not_fixed(layer, int(rank)) for layer in layers]
     else:
         if isinstance(rank, str):
-            allocation = registry.make("allocations", "auto")  # type: ignore[assignment]
+            allocation = registry.make("allocations", "auto")
             rank = 1.0
         choices = allocation.allocate(layers, float(rank), n_fixed)
-    reasons = [
-        None if choice is not None else reason if _can_shrink(layer) else NEVER_SMALLER
-        for layer, choice in zip(layers, choices, strict=True)
-    ]
+        why = [NOT_WORTH_IT if _can_shrink(layer) else NEVER_SMALLER for layer in layers]
+    reasons = [w if choice is None else None for choice, w in zip(choices, why, strict=True)]
     return choices, reasons
 
 
@@ -76,13 +73,24 @@ def _can_shrink(layer: Layer) -> bool:
     return any((curve.costs < layer.dense).any() for curve in layer.curves)
 
 
+def _positions(curve: Curve, rank: int) -> np.ndarray:
+    """Options of a curve at which every part of the rank is `rank`: one or none."""
+    ranks = curve.ranks.reshape(len(curve.costs), -1)
+    return np.flatnonzero((ranks == rank).all(axis=1))
+
+
+def _why_not_fixed(layer: Layer, rank: int) -> str:
+    if any(len(_positions(curve, rank)) for curve in layer.curves):
+        return f"rank {rank} would not make it smaller"
+    return f"rank {rank} is not on offer for it"
+
+
 def _fixed(layer: Layer, rank: int) -> Choice | None:
     """Of the curves that get smaller at `rank`, the one that loses least; then the cheapest."""
     best: tuple[float, int] | None = None
     chosen = None
     for number, curve in enumerate(layer.curves):
-        ranks = curve.ranks if curve.ranks.ndim == 1 else curve.ranks.T
-        found = np.flatnonzero(np.all(np.atleast_2d(ranks) == rank, axis=0))
+        found = _positions(curve, rank)
         if len(found) and curve.costs[found[0]] < layer.dense:
             value = (float(curve.errors[found[0]]), int(curve.costs[found[0]]))
             if best is None or value < best:

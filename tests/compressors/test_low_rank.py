@@ -59,6 +59,8 @@ def test_int_rank_is_the_rank_of_every_layer_that_gets_smaller(model):
     # At rank 8 the first (24, 27) needs 408 of 648 numbers, the last (10, 40) 400 of 400.
     assert compressor.ranks_ == {"0": 8, "3": 8, "6": 8}
     assert compressor.plan_["8"].reason == "rank 8 would not make it smaller"
+    beyond = SVDCompressor(rank=11).fit(model).plan_["8"]
+    assert beyond.reason == "rank 11 is not on offer for it"
 
 
 def test_dict_rank_gives_each_pattern_its_own_budget(model):
