@@ -35,6 +35,7 @@ from .planning import (
     compare_to_plan,
     make_plan,
     rank_patterns,
+    restore_ties,
     why_unsupported,
 )
 
@@ -179,6 +180,7 @@ class FactorizingCompressor(Compressor):
     ) -> nn.Module:
         check_model(type(self).__name__, model)
         selection = select(model, *self._patterns)
+        restore_ties(self.plan_, selection)
         compare_to_plan(self.plan_, selection)
         factors: dict[str, dict[str, Any]] = {}
         for site in selection.sites:

@@ -152,6 +152,22 @@ def relative_error(curve: Curve, option: int) -> float:
     return sqrt(float(curve.errors[option]) / curve.total) if curve.total > 0 else 0.0
 
 
+def restore_ties(plan: Plan, selection: Selection) -> None:
+    """Share again, in place, what `module.to("meta")` has made separate.
+
+    torch gives every layer a meta parameter of its own when it moves a model there; with
+    no values to differ in, the plan says which of them are one.
+    """
+    sites = {site.name: site for site in selection.sites}
+    for planned in plan:
+        for name in planned.shared_with:
+            first, other = sites.get(planned.name), sites.get(name)
+            if first and other and all(p.is_meta for p in other.slot.parameters):
+                first.users += other.users
+                first.modules += other.modules
+                selection.sites.remove(other)
+
+
 def compare_to_plan(plan: Plan, selection: Selection) -> None:
     """Refuse a model whose weights are not those of the plan, naming the first difference."""
     found = {left.name: (left.kind, left.shape) for left in selection.left}

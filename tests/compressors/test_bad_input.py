@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
-from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor
+from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.errors import (
     BudgetError,
     DataSupportError,
@@ -238,6 +238,15 @@ def tied(*, share: bool) -> nn.Module:
     if share:
         model["head"].weight = model["embedding"].weight
     return model
+
+
+def test_moving_to_the_meta_device_does_not_lose_ties():
+    model = tied(share=True)
+    compressor = SVDCompressor(rank=0.6)
+    small = compressor.fit_transform(model)
+    skeleton = compressor.transform(tied(share=True).to("meta"))
+    assert all(p.is_meta for p in skeleton.parameters())
+    assert count_parameters(skeleton) == count_parameters(small) == compressor.n_parameters_out_
 
 
 def test_transform_of_a_model_with_other_ties_says_so():
