@@ -201,6 +201,12 @@ class FactorizingCompressor(Compressor):
             decomposition: Any = clone(registry.make("decompositions", candidate))
             if decomposition.get_params().get("random_state", 0) is None:
                 decomposition.set_params(random_state=int(random_state.randint(2**31 - 1)))
+            if decomposition.scheme in resolved:
+                raise InvalidParameterError(
+                    f"The 'decomposition' parameter of {type(self).__name__} must be "
+                    f"decompositions with schemes of different names. Got "
+                    f"{decomposition.scheme!r} twice instead."
+                )
             resolved[decomposition.scheme] = decomposition
         return resolved
 

@@ -90,6 +90,11 @@ def test_decomposition_class_instead_of_instance(model):
         LowRankCompressor(decomposition=(SVD,)).fit(model)
 
 
+def test_two_decompositions_of_one_scheme(model):
+    with pytest.raises(InvalidParameterError, match="Got 'output' twice"):
+        LowRankCompressor(decomposition=("svd", "svd")).fit(model)
+
+
 @pytest.mark.parametrize("thing", [np.zeros((3, 3)), None, "model", torch.zeros(3)])
 def test_not_a_module(thing):
     with pytest.raises(ModelTypeError, match=type(thing).__name__):
