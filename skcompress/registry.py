@@ -7,6 +7,9 @@ groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.crite
 
 from __future__ import annotations
 
+import os
+import sys
+from functools import lru_cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any
 
@@ -85,12 +88,22 @@ def _protocol(kind: str) -> type:
 
 def _entry_points(kind: str) -> list[EntryPoint]:
     _protocol(kind)
-    points = list(entry_points(group=f"skcompress.{kind}"))
+    return _scan(f"skcompress.{kind}", _installed_state())
+
+
+@lru_cache(maxsize=16)
+def _scan(group: str, state: object) -> list[EntryPoint]:
+    points = list(entry_points(group=group))
     try:
         distribution("skcompress")
     except PackageNotFoundError:
         raise NotInstalledError from None
     return points
+
+
+def _installed_state() -> tuple[tuple[str, int], ...]:
+    """What changes whenever a package is installed or removed: the folders on the path."""
+    return tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
 
 
 def _package(point: EntryPoint) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,12 @@ def working_weight(site: Site, device: Any) -> Tensor:
 _PROBE = 4096
 
 
+@lru_cache(maxsize=8)
+def _probe(dtype: torch.dtype, device: torch.device) -> Tensor:
+    steps = torch.arange(1, _PROBE + 1, dtype=torch.float64, device=device)
+    return steps.mul_(2.399963).cos_().to(dtype)
+
+
 def fingerprint(name: str, weight: Tensor) -> int:
     """Number that changes when the values or the shape of a weight change.
 
@@ -155,8 +161,7 @@ def fingerprint(name: str, weight: Tensor) -> int:
     The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
     """
     flat = weight.reshape(-1)
-    steps = torch.arange(1, _PROBE + 1, dtype=torch.float64, device=weight.device)
-    probe = steps.mul_(2.399963).cos_().to(weight.dtype)
+    probe = _probe(weight.dtype, weight.device)
     n_rows = len(flat) // _PROBE
     rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
     rest = flat[n_rows * _PROBE :]
