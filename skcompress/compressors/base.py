@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar
@@ -158,7 +158,7 @@ class FactorizingCompressor(Compressor):
             checkpoint; a model on the meta device, which gives the structure alone)
         """
         check_is_fitted(self, "plan_")
-        return self._replaced(model, self._factorized)
+        return self._replaced(model, self._factorized.get)
 
     def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
         """`fit`, then `transform` of the same model, with each SVD computed once."""
@@ -169,14 +169,14 @@ class FactorizingCompressor(Compressor):
         # Each factorisation is let go as soon as its factors exist, so that at no time
         # all of both are held.
         with torch.no_grad():
-            return self._replaced(model, known, release=True)
+            return self._replaced(model, lambda name: known.pop(name, None))
 
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
     def _replaced(
-        self, model: nn.Module, known: dict[str, FactorizedSite], release: bool = False
+        self, model: nn.Module, known: Callable[[str], FactorizedSite | None]
     ) -> nn.Module:
         check_model(type(self).__name__, model)
         selection = select(model, *self._patterns)
@@ -187,8 +187,9 @@ class FactorizingCompressor(Compressor):
             planned = self.plan_[site.name]
             if planned.rank is None:
                 continue
-            kept = known.pop(site.name, None) if release else known.get(site.name)
-            made = stage_parameters(site, planned, kept, self._decompositions, self.device)
+            made = stage_parameters(
+                site, planned, known(site.name), self._decompositions, self.device
+            )
             for module_name, slot_name in site.users:
                 factors.setdefault(module_name, {})[slot_name] = made
         return substitute(model, factors)
