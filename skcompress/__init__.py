@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from .compressors.tucker import TuckerCompressor
     from .metrics import count_bytes, count_flops, count_parameters, measure_latency
     from .regularizers.finite_difference import FirstDifference, SecondDifference
+    from .regularizers.frobenius import FrobeniusNorm
+    from .regularizers.group_lasso import GroupLasso
+    from .regularizers.hoyer_spectrum import HoyerSpectrum
+    from .regularizers.l1 import L1Norm
+    from .regularizers.log_det import LogDet
     from .regularizers.nuclear_norm import NuclearNorm
+    from .regularizers.nuclear_ratio import NuclearRatio
+    from .regularizers.orthogonality import Orthogonality
+    from .regularizers.schatten import SchattenNorm
+    from .regularizers.stable_rank import StableRank
 
 # Where each public name lives. Importing on first use keeps `import skcompress` quick.
 _HOMES = {
@@ -28,6 +37,15 @@ _HOMES = {
     "NuclearNorm": "regularizers.nuclear_norm",
     "FirstDifference": "regularizers.finite_difference",
     "SecondDifference": "regularizers.finite_difference",
+    "NuclearRatio": "regularizers.nuclear_ratio",
+    "HoyerSpectrum": "regularizers.hoyer_spectrum",
+    "SchattenNorm": "regularizers.schatten",
+    "LogDet": "regularizers.log_det",
+    "StableRank": "regularizers.stable_rank",
+    "Orthogonality": "regularizers.orthogonality",
+    "FrobeniusNorm": "regularizers.frobenius",
+    "L1Norm": "regularizers.l1",
+    "GroupLasso": "regularizers.group_lasso",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_parameters": "metrics",
@@ -37,10 +55,19 @@ _MODULES = ("errors", "protocols", "registry", "testing")
 
 __all__ = [
     "FirstDifference",
+    "FrobeniusNorm",
+    "GroupLasso",
+    "HoyerSpectrum",
+    "L1Norm",
+    "LogDet",
     "LowRankCompressor",
     "NuclearNorm",
+    "NuclearRatio",
+    "Orthogonality",
     "SVDCompressor",
+    "SchattenNorm",
     "SecondDifference",
+    "StableRank",
     "TuckerCompressor",
     "count_bytes",
     "count_flops",

@@ -73,16 +73,7 @@ def leading_subspace(matrix: Tensor) -> Subspace:
     if matrix.dtype == torch.float64:
         left, values, _ = torch.linalg.svd(short, full_matrices=False)
         return Subspace(values, left)
-    scale = short.abs().amax()
-    if scale == 0:
-        m = short.shape[0]
-        zeros = torch.zeros(m, dtype=torch.float64, device=matrix.device)
-        return Subspace(zeros, torch.eye(m, dtype=matrix.dtype, device=matrix.device))
-    if 1e-9 < scale < 1e9:
-        scale = torch.ones_like(scale)
-        scaled = short
-    else:  # the squares of such weights leave the range of float32
-        scaled = short / scale
+    scaled, scale = in_range(short)
     energies, vectors = _descending_eigh(lower_gram(scaled, torch.float32))
     energies = energies.to(torch.float64)
     tails = energies.flip(0).cumsum(0).flip(0)
@@ -91,7 +82,7 @@ def leading_subspace(matrix: Tensor) -> Subspace:
         rest = vectors[:, n_safe:]
         energies[n_safe:], turned = _descending_eigh(lower_gram(rest.mT @ scaled))
         vectors[:, n_safe:] = rest @ turned.to(rest.dtype)
-    return Subspace(energies.sqrt() * scale.to(torch.float64), vectors)
+    return Subspace(energies.sqrt() * scale.item(), vectors)
 
 
 def _descending_eigh(lower: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,3 +124,104 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     if tall:
         return other * inverse, root[:, None] * basis.mT
     return basis * root, inverse[:, None] * other
+
+
+def in_range(short: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide matrices (..., m, n) whose squares would leave the range of float32.
+
+    Returns them and what they were divided by, of shape (..., 1, 1).
+    """
+    scale = torch.linalg.vector_norm(short, ord=torch.inf, dim=(-2, -1), keepdim=True)
+    # On a GPU dividing costs less than asking whether it is needed.
+    if not short.is_cuda and bool(((scale > 1e-9) & (scale < 1e9)).all()):
+        return short, torch.ones_like(scale)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return short / scale, scale
+
+
+def gram_eigh(short: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., m), ascending, none negative, and eigenvectors (..., m, m) of M M^T."""
+    gram = lower_gram(short, short.dtype) if short.dim() == 2 else short @ short.mT
+    values, vectors = torch.linalg.eigh(gram, UPLO="L")
+    return values.clamp_(min=0), vectors
+
+
+class Spectrum(NamedTuple):
+    """Singular values of matrices M (..., m, n), m <= n, and what carries functions of them.
+
+    values : Tensor of shape (..., m), ascending
+    vectors : Tensor Q of shape (..., m, m), of left singular vectors
+    projected : Tensor Q^T M of shape (..., m, n)
+    """
+
+    values: Tensor
+    vectors: Tensor
+    projected: Tensor
+
+    def apply(self, ratios: Tensor) -> Tensor:
+        """Multiply the singular values by `ratios` (..., m): gives (..., m, n)."""
+        return (self.vectors * ratios[..., None, :]) @ self.projected
+
+
+def spectrum(short: Tensor) -> Spectrum:
+    """Singular values as the norms of Q^T M: small ones suffer less than as roots of energies.
+
+    short : Tensor of shape (..., m, n), m <= n
+    """
+    scaled, scale = in_range(short)
+    vectors = gram_eigh(scaled)[1]
+    projected = vectors.mT @ short
+    values = torch.linalg.vector_norm(projected / scale, dim=-1) * scale[..., 0]
+    return Spectrum(values, vectors, projected)
+
+
+def polar_factor(short: Tensor) -> Tensor:
+    """Polar factor U V^T of matrices M = U S V^T with no more rows than columns.
+
+    short : float32 or float64 Tensor of shape (..., m, n), m <= n
+
+    As (M M^T)^(-1/2) M, in O(m^2 n): by eigenvectors; in float32 on a GPU by products
+    alone. Directions whose singular value is below about 1e-3 of the largest (1e-7 in
+    float64) count in proportion to it instead of fully. Zero matrices give zeros.
+    """
+    short, _ = in_range(short)
+    if short.is_cuda and short.dtype == torch.float32:
+        return inverse_root(short @ short.mT) @ short
+    energies, vectors = gram_eigh(short)
+    floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
+    # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
+    roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()
+    return (vectors * roots[..., None, :]) @ vectors.mT @ short
+
+
+# Polynomials a + b y + c y^2 of the Polar Express for singular values down to 1e-3 (Amsel et
+# al. 2025, arXiv 2505.16932, table of the published implementation); the last one repeats.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+
+
+def inverse_root(gram: Tensor) -> Tensor:
+    """Give (G + d I)^(-1/2) of Gram matrices (..., m, m) by matrix products alone.
+
+    d is 2e-7 of the largest eigenvalue, so that what rounding leaves of the
+    smallest ones stays positive. The polar iteration X <- p(X X^T) X is carried out on
+    X X^T, which for a wide X is the smaller matrix.
+    """
+    m = gram.shape[-1]
+    identity = torch.eye(m, dtype=gram.dtype, device=gram.device)
+    size = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
+    state = gram / (1.01 * size) + 2e-7 * identity
+    root = identity
+    for a, b, c in _POLAR_EXPRESS:
+        step = a * identity + b * state + c * (state @ state)
+        root = step @ root
+        state = step @ state @ step
+    return root / (1.01 * size).sqrt()

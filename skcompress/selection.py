@@ -6,17 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from math import isfinite
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .errors import ModelTypeError, NoLayerError, SelectionError
 from .factorized import LayerKind, Slot, kind_of
 from .factorized.reasons import is_opaque, why_left
-from .protocols import Regularizer
 
 Pattern = str | type
 Patterns = Pattern | Iterable[Pattern] | None
@@ -240,28 +237,3 @@ def _tie_refusal(sites: Sequence[Site], owners: dict[int, dict[int, str]]) -> st
     if len({s.slot.shape for s in sites}) > 1:
         return f"{shared}, which read it as different shapes"
     return None
-
-
-def weighted_penalty(regularizer: Regularizer, model: nn.Module) -> Tensor:
-    """Strength times the sum of a regularizer's penalties over a model's weights.
-
-    Every weight that compressors would work on counts once, each group of a grouped
-    layer for itself; frozen weights do not count.
-    """
-    owner = type(regularizer).__name__
-    strength = float(regularizer.weight)
-    if not (isfinite(strength) and strength >= 0):
-        raise ValueError(
-            f"weight of {owner} must be a finite number >= 0; got {regularizer.weight!r}"
-        )
-    selection = select(check_model(owner, model))
-    require_sites(owner, selection)
-    penalties = [
-        regularizer.penalty(group)
-        for site in selection.sites
-        if site.slot.requires_grad
-        for group in site.slot.read()
-    ]
-    if not penalties:
-        return torch.zeros(())
-    return strength * torch.stack(penalties).sum()

@@ -23,9 +23,13 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Seq
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-def resnet(depths: tuple[int, ...], *, bottleneck: bool) -> nn.Module:
-    """ResNet for 224 x 224 images and 1000 classes (He et al. 2015, arXiv 1512.03385)."""
+def resnet(
+    depths: tuple[int, ...], *, bottleneck: bool, small_images: bool = False, classes: int = 1000
+) -> nn.Module:
+    """ResNet for images of 224 x 224, or of 32 x 32 pixels (He et al. 2015, arXiv 1512.03385)."""
     layers: list[nn.Module] = [conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    if small_images:
+        layers = [conv_norm(3, 64, 3), nn.ReLU()]
     inputs = 64
     for stage, depth in enumerate(depths):
         width = 64 * 2**stage
@@ -45,7 +49,7 @@ def resnet(depths: tuple[int, ...], *, bottleneck: bool) -> nn.Module:
             shortcut = nn.Identity() if same else conv_norm(inputs, outputs, 1, stride)
             layers.append(Residual(body, shortcut))
             inputs = outputs
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
     return nn.Sequential(*layers)
 
 

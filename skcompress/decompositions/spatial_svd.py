@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..protocols import Decomposition, Factors, Rank, Stage
+from ..unfolding import separates
 from .svd import MatrixFactorization
-
-
-def unfold_spatial(weight: Tensor) -> Tensor:
-    """Unfold to (out * other kernel axes, in * first kernel axis)."""
-    inputs, first = weight.shape[1:3]
-    return weight.movedim((1, 2), (-2, -1)).reshape(-1, inputs * first)
 
 
 def fold_spatial(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:
@@ -39,12 +34,12 @@ class SpatialSVD(Decomposition):
         return "spatial"
 
     def unsupported(self, shape: Sequence[int]) -> str | None:
-        if sum(size > 1 for size in shape[2:]) < 2 or shape[2] == 1:
+        if not separates(shape):
             return "needs a kernel longer than 1 along two axes"
         return None
 
     def factorize(self, weight: Tensor) -> MatrixFactorization:
-        return MatrixFactorization(weight, unfold_spatial, fold_spatial, self.scheme)
+        return MatrixFactorization(weight, "spatial", fold_spatial, self.scheme)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         assert isinstance(rank, int)

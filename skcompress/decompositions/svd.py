@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..linalg import balanced_factors, leading_subspace, tail_energies
 from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
+from ..unfolding import unfold
 
-Unfold = Callable[[Tensor], Tensor]
 Fold = Callable[[Tensor, Tensor, Sequence[int]], Factors]
 
 
@@ -26,16 +26,16 @@ class MatrixFactorization(Factorization):
     Keeps the singular vectors of the shorter side only, in the weight's precision and up
     to the rank where the factors stop being smaller: at most half of the weight's size.
 
-    unfold : gives the matrix (rows, columns) of a weight; fold : gives the factors of
-    (rows, r) and (r, columns).
+    unfolding : which matrix (rows, columns); fold : gives the factors of (rows, r) and
+    (r, columns); scheme : the name that the report shows.
     """
 
-    def __init__(self, weight: Tensor, unfold: Unfold, fold: Fold, scheme: str):
-        matrix = unfold(weight)
+    def __init__(self, weight: Tensor, unfolding: str, fold: Fold, scheme: str):
+        matrix = unfold(weight, unfolding)
         rows, columns = matrix.shape
         values, vectors = leading_subspace(matrix)
         tails = tail_energies(values)
-        self._unfold, self._fold = unfold, fold
+        self._unfolding, self._fold = unfolding, fold
         self._basis = vectors[:, : break_even(rows, columns)].clone()
         ranks = np.arange(1, len(values) + 1)
         self.curve = Curve(
@@ -50,7 +50,7 @@ class MatrixFactorization(Factorization):
 
     def factors(self, weight: Tensor, rank: Rank) -> Factors:
         assert isinstance(rank, int)
-        matrix = self._unfold(weight)
+        matrix = unfold(weight, self._unfolding)
         basis = self._basis
         if rank > basis.shape[1]:
             basis = leading_subspace(matrix).vectors
@@ -63,20 +63,10 @@ class MatrixFactorization(Factorization):
         return self
 
 
-def unfold_output(weight: Tensor) -> Tensor:
-    """Unfold to (out, in * kernel)."""
-    return weight.reshape(weight.shape[0], -1)
-
-
 def fold_output(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:
     """Fold to the k x k kernel down to r channels, then 1 x 1 up to the outputs."""
     ones = (1,) * (len(shape) - 2)
     return Factors((right.reshape(-1, *shape[1:]), left.reshape(*left.shape, *ones)), (1, 1))
-
-
-def unfold_input(weight: Tensor) -> Tensor:
-    """Unfold to (out * kernel, in)."""
-    return weight.movedim(1, -1).reshape(-1, weight.shape[1])
 
 
 def fold_input(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:
@@ -111,9 +101,8 @@ class SVD(Decomposition):
         return None
 
     def factorize(self, weight: Tensor) -> MatrixFactorization:
-        if self.unfolding == "input":
-            return MatrixFactorization(weight, unfold_input, fold_input, self.scheme)
-        return MatrixFactorization(weight, unfold_output, fold_output, self.scheme)
+        fold = fold_input if self.unfolding == "input" else fold_output
+        return MatrixFactorization(weight, self.unfolding, fold, self.scheme)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         assert isinstance(rank, int)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..linalg import leading_subspace, short_side
 from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
-from .svd import SVD, MatrixFactorization, fold_output, unfold_input, unfold_output
+from ..unfolding import unfold
+from .svd import SVD, MatrixFactorization, fold_output
 
 
 def channel_basis(unfolded: Tensor) -> tuple[Tensor, Spectrum]:
@@ -43,8 +44,8 @@ class TuckerFactorization(Factorization):
 
     def __init__(self, weight: Tensor, scheme: str):
         out, inputs, *kernel = weight.shape
-        out_basis, out_spectrum = channel_basis(unfold_output(weight))
-        in_basis, in_spectrum = channel_basis(unfold_input(weight).mT)
+        out_basis, out_spectrum = channel_basis(unfold(weight, "output"))
+        in_basis, in_spectrum = channel_basis(unfold(weight, "input").mT)
         core = mix_channels(weight.to(torch.float64), out_basis.mT, in_basis.mT)
         energy = core.square().flatten(2).sum(-1)
         total = float(energy.sum())
@@ -117,7 +118,7 @@ class Tucker(Decomposition):
 
     def factorize(self, weight: Tensor) -> Factorization:
         if prod(weight.shape[2:]) == 1:
-            return MatrixFactorization(weight, unfold_output, fold_output, self.scheme)
+            return MatrixFactorization(weight, "output", fold_output, self.scheme)
         return TuckerFactorization(weight, self.scheme)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:

@@ -5,47 +5,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..protocols import Regularizer
+from ..linalg import polar_factor, short_side, spectrum
+from .spectral import Spectral
 
 
-class NuclearNorm(Regularizer):
-    """Sum of the singular values of the weight unfolded to (out, in * kernel).
+class NuclearNorm(Spectral):
+    """Sum of the singular values of the unfolded weight.
 
-    weight : strength with which the penalty enters the loss
+    The gradient is the polar factor U V^T, from the eigenproblem of the smaller Gram
+    matrix; nothing is differentiated. The proximal step subtracts from every singular
+    value and stops at zero (singular value thresholding).
 
-    >>> reg = NuclearNorm(weight=1e-4)
+    weight : float >= 0
+        Strength with which the penalty enters the loss.
+    scheme : {"output", "input", "spatial"}
+        Which matrix a convolution is unfolded to: the one by which it will be compressed.
+    every, layers, exclude
+        As for :class:`~skcompress.protocols.Regularizer`.
+
+    >>> reg = NuclearNorm(weight=1e-3, every=4)
     >>> loss = torch.zeros(()) + reg(torch.nn.Linear(8, 4))
+    >>> float(NuclearNorm().penalty(torch.diag(torch.tensor([3.0, 4.0]))))
+    7.0
 
-    References: Fazel 2002; Runkel et al. 2025, arXiv 2505.24469.
+    References: Fazel 2002; Cai, Candes & Shen 2010, arXiv 0810.3286 (proximal step);
+    Xu et al. 2020, arXiv 2004.14566; Runkel et al. 2025, arXiv 2505.24469.
     """
 
-    def penalty(self, weight: Tensor) -> Tensor:
-        return nuclear_norm(weight.flatten(1))
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+        polar = polar_factor(short)
+        return (polar * short).sum((-2, -1)), polar
+
+    def prox(self, weight: Tensor, step: float) -> Tensor:
+        matrix = self._unfold(weight)
+        return self._fold(shrink(short_side(matrix), step), matrix.shape, weight.shape)
 
 
-class _NuclearNorm(torch.autograd.Function):
-    """Nuclear norm whose gradient is the polar factor U V^T.
-
-    Differentiating through an SVD divides by differences of singular values and breaks
-    down at repeated and vanishing ones; the polar factor exists everywhere.
-    """
-
-    @staticmethod
-    def forward(ctx, matrix: Tensor) -> Tensor:
-        work = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        left, values, right = torch.linalg.svd(work, full_matrices=False)
-        # Directions without energy take part in no gradient: the subgradient of least norm.
-        floor = values[..., :1] * (max(work.shape) * torch.finfo(work.dtype).eps)
-        used = (values > floor).to(work.dtype)
-        ctx.save_for_backward((left * used) @ right)
-        return values.sum(-1).to(matrix.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (polar,) = ctx.saved_tensors
-        return grad * polar.to(grad.dtype)
-
-
-def nuclear_norm(matrix: Tensor) -> Tensor:
-    """Sum of singular values of a matrix (m, n), with the polar factor as gradient."""
-    return _NuclearNorm.apply(matrix)
+def shrink(short: Tensor, threshold: float) -> Tensor:
+    """Subtract `threshold` from the singular values of a matrix (m, n), stopping at zero."""
+    found = spectrum(short)
+    values = found.values
+    ratios = torch.where(values > threshold, 1 - threshold / values, torch.zeros_like(values))
+    return found.apply(ratios)

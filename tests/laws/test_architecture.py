@@ -15,19 +15,19 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg"},
+    {"errors", "linalg", "unfolding"},
     {"protocols"},
     {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
      "plan"},
     {"selection"},
-    {"compressors"},
-    {"testing"},
+    {"compressors", "penalties"},
+    {"testing", "training", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers"}
-OPEN_TO_PLUGINS = {"protocols", "errors", "linalg"}
+OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "unfolding"}
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
-DEFERRED = {("protocols", "selection"), ("protocols", "regularizers")}
+DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
 
 
 def part(path: Path) -> str:

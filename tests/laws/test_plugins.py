@@ -9,7 +9,11 @@ from skcompress import registry, testing
 OUR_OWN = {
     "decompositions": ["svd", "spatial_svd", "tucker"],
     "allocations": ["global", "uniform", "energy", "auto"],
-    "regularizers": ["nuclear_norm", "first_difference", "second_difference"],
+    "regularizers": [
+        *("nuclear_norm", "first_difference", "second_difference", "nuclear_ratio"),
+        *("schatten", "stable_rank", "log_det", "hoyer_spectrum", "orthogonality"),
+        *("frobenius", "l1", "group_lasso"),
+    ],
     "compressors": ["low_rank", "svd", "tucker"],
 }
 CHECKS = {

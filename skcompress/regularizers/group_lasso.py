@@ -1,0 +1,62 @@
+"""Group lasso: sparsity of whole channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RegularizerValueError
+from .closed_form import ClosedForm
+
+
+class GroupLasso(ClosedForm):
+    """Sum of the norms of channels, each times the root of its size.
+
+    Drives whole output channels (filters), or all that reads an input channel, to zero.
+    The proximal step shortens every channel and stops at zero.
+
+    weight : float >= 0
+        Strength with which the penalty enters the loss.
+    axis : {"out", "in"}
+        Which channels are the groups.
+    every, layers, exclude
+        As for :class:`~skcompress.protocols.Regularizer`.
+
+    >>> float(GroupLasso().penalty(torch.tensor([[1.0, 1.0], [0.0, 0.0]])))
+    2.0
+
+    References: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1e-4,
+        *,
+        axis: str = "out",
+        every: int = 1,
+        layers: Any = None,
+        exclude: Any = (),
+    ):
+        super().__init__(weight, every=every, layers=layers, exclude=exclude)
+        self.axis = axis
+
+    def evaluate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        norms, root = self._norms(weight)
+        inverse = torch.where(norms > 0, root / norms, torch.zeros_like(norms))
+        return root * norms.sum(), weight * inverse
+
+    def prox(self, weight: Tensor, step: float) -> Tensor:
+        norms, root = self._norms(weight)
+        kept = torch.where(norms > step * root, 1 - step * root / norms, torch.zeros_like(norms))
+        return weight * kept
+
+    def _norms(self, weight: Tensor) -> tuple[Tensor, float]:
+        """Norm of each channel, ready to multiply `weight`, and the root of its size."""
+        if self.axis not in ("out", "in"):
+            raise RegularizerValueError("GroupLasso", "axis", "'out' or 'in'", self.axis)
+        channel = ("out", "in").index(self.axis)
+        others = tuple(a for a in range(weight.dim()) if a != channel)
+        norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+        return norms, (weight.numel() / max(1, norms.numel())) ** 0.5

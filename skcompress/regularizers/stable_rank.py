@@ -1,0 +1,37 @@
+"""Stable rank: energy in units of the largest singular value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..linalg import spectrum
+from .spectral import Spectral
+
+
+class StableRank(Spectral):
+    """Squared Frobenius norm over squared spectral norm of the unfolded weight.
+
+    At least 1 and at most the rank, blind to scale. The gradient is
+    2 W / s^2 - 2 |W|^2 u v^T / s^3 with the largest singular value s and its vectors u, v:
+    it raises that one while it lowers the others. Zero for a zero weight.
+
+    weight, scheme, every, layers, exclude
+        As for :class:`~skcompress.NuclearNorm`.
+
+    >>> float(StableRank().penalty(torch.diag(torch.tensor([2.0, 1.0]))))
+    1.25
+
+    References: Rudelson & Vershynin 2007; Sanyal, Torr & Dokania 2020, arXiv 1906.04659.
+    """
+
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+        found = spectrum(short)
+        largest = found.values[..., -1:]
+        inverse = torch.where(largest > 0, 1 / largest, torch.zeros_like(largest))
+        relative = found.values * inverse
+        value = relative.square().sum(-1)
+        # 2 W / s^2 on all directions, less what the last loses by its part in the divisor.
+        ratios = (2 * inverse.square()).expand_as(relative).clone()
+        ratios[..., -1] -= 2 * value * inverse[..., 0].square()
+        return value, found.apply(ratios)
