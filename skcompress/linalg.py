@@ -73,8 +73,8 @@ def leading_subspace(matrix: Tensor) -> Subspace:
     if matrix.dtype == torch.float64:
         left, values, _ = torch.linalg.svd(short, full_matrices=False)
         return Subspace(values, left)
-    scaled, scale = in_range(short)
-    energies, vectors = _descending_eigh(lower_gram(scaled, torch.float32))
+    scaled, gram, scale = scaled_gram(short)
+    energies, vectors = _descending_eigh(gram)
     energies = energies.to(torch.float64)
     tails = energies.flip(0).cumsum(0).flip(0)
     n_safe = int((tails > _SAFE * tails[0]).sum())
@@ -126,24 +126,29 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return basis * root, inverse[:, None] * other
 
 
-def in_range(short: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide matrices (..., m, n) whose squares would leave the range of float32.
+def scaled_gram(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrix of matrices, divided first where squares would leave the range of float32.
 
-    Returns them and what they were divided by, of shape (..., 1, 1).
+    short : Tensor of shape (..., m, n), m <= n
+    Returns the divided matrices, the lower triangles (..., m, m) of their Gram matrices, and
+    what they were divided by, of shape (..., 1, 1).
     """
-    scale = torch.linalg.vector_norm(short, ord=torch.inf, dim=(-2, -1), keepdim=True)
     # On a GPU dividing costs less than asking whether it is needed.
-    if not short.is_cuda and bool(((scale > 1e-9) & (scale < 1e9)).all()):
-        return short, torch.ones_like(scale)
+    if not short.is_cuda:
+        gram = _gram(short)
+        sizes = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
+        if bool(((sizes > 1e-18) & (sizes < 1e18)).all()):
+            return short, gram, torch.ones_like(sizes)
+    scale = torch.linalg.vector_norm(short, ord=torch.inf, dim=(-2, -1), keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return short / scale, scale
+    short = short / scale
+    return short, _gram(short), scale
 
 
-def gram_eigh(short: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (..., m), ascending, none negative, and eigenvectors (..., m, m) of M M^T."""
-    gram = lower_gram(short, short.dtype) if short.dim() == 2 else short @ short.mT
-    values, vectors = torch.linalg.eigh(gram, UPLO="L")
-    return values.clamp_(min=0), vectors
+def _gram(short: Tensor) -> Tensor:
+    if short.dim() > 2 or short.is_cuda:
+        return short @ short.mT
+    return lower_gram(short, short.dtype)
 
 
 class Spectrum(NamedTuple):
@@ -168,11 +173,13 @@ def spectrum(short: Tensor) -> Spectrum:
 
     short : Tensor of shape (..., m, n), m <= n
     """
-    scaled, scale = in_range(short)
-    vectors = gram_eigh(scaled)[1]
-    projected = vectors.mT @ short
-    values = torch.linalg.vector_norm(projected / scale, dim=-1) * scale[..., 0]
-    return Spectrum(values, vectors, projected)
+    scaled, gram, scale = scaled_gram(short)
+    vectors = torch.linalg.eigh(gram, UPLO="L").eigenvectors
+    projected = vectors.mT @ scaled
+    values = torch.linalg.vector_norm(projected, dim=-1)
+    if scaled is not short:
+        projected = projected * scale
+    return Spectrum(values * scale[..., 0], vectors, projected)
 
 
 def polar_factor(short: Tensor) -> Tensor:
@@ -184,10 +191,10 @@ def polar_factor(short: Tensor) -> Tensor:
     alone. Directions whose singular value is below about 1e-3 of the largest (1e-7 in
     float64) count in proportion to it instead of fully. Zero matrices give zeros.
     """
-    short, _ = in_range(short)
+    short, gram, _ = scaled_gram(short)
     if short.is_cuda and short.dtype == torch.float32:
-        return inverse_root(short @ short.mT) @ short
-    energies, vectors = gram_eigh(short)
+        return inverse_root(gram) @ short
+    energies, vectors = torch.linalg.eigh(gram, UPLO="L")
     floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
     # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
     roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()

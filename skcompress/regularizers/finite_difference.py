@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,12 @@ from .closed_form import ClosedForm
 _AXES = {"out": (0,), "in": (1,), "both": (0, 1)}
 
 
+# Coefficients of a difference, by order.
+_STENCILS = {1: (-1.0, 1.0), 2: (1.0, -2.0, 1.0)}
+# Numbers of a weight that are worked on at a time on a CPU: what stays in its cache.
+_CHUNK = 2**18
+
+
 def differences(
     weight: Tensor, order: int, axes: tuple[int, ...], *, squared: bool
 ) -> tuple[Tensor, Tensor]:
@@ -25,28 +32,27 @@ def differences(
     """
     value, gradient = weight.new_zeros(()), torch.zeros_like(weight)
     for axis in axes:
-        if weight.shape[axis] <= order:
+        length = weight.shape[axis] - order
+        if length <= 0:
             continue
-        rough = weight.diff(n=order, dim=axis)
-        if squared:
-            value = value + rough.flatten().dot(rough.flatten())
-            slope = rough.mul_(2)
-        else:
-            value = value + rough.abs().sum()
-            slope = rough.sign_()
-        for _ in range(order - 1):
-            longer = slope.new_zeros([n + (i == axis) for i, n in enumerate(slope.shape)])
-            slope = _add_transposed(longer, slope, axis)
-        _add_transposed(gradient, slope, axis)
+        for part, slope in _chunks(weight, gradient, 1 if axis == 0 else 0):
+            rough = torch.zeros_like(part.narrow(axis, 0, length))
+            for shift, factor in enumerate(_STENCILS[order]):
+                rough.add_(part.narrow(axis, shift, length), alpha=factor)
+            value += rough.square().sum() if squared else rough.abs().sum()
+            outer = 2.0 if squared else 1.0
+            rough = rough if squared else rough.sign_()
+            for shift, factor in enumerate(_STENCILS[order]):
+                slope.narrow(axis, shift, length).add_(rough, alpha=outer * factor)
     return value, gradient
 
 
-def _add_transposed(out: Tensor, slope: Tensor, axis: int) -> Tensor:
-    """Add D^T `slope` to `out`, which is one longer along `axis`; D is a first difference."""
-    length = slope.shape[axis]
-    out.narrow(axis, 1, length).add_(slope)
-    out.narrow(axis, 0, length).sub_(slope)
-    return out
+def _chunks(weight: Tensor, gradient: Tensor, axis: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut both along `axis`: they are read and written several times, once from memory."""
+    size = weight.shape[axis]
+    if not weight.is_cuda:
+        size = max(1, _CHUNK * size // max(1, weight.numel()))
+    yield from zip(weight.split(size, axis), gradient.split(size, axis), strict=True)
 
 
 def smooth(weight: Tensor, order: int, axes: tuple[int, ...], step: float) -> Tensor:

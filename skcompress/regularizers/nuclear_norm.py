@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..linalg import polar_factor, short_side, spectrum
+from ..linalg import polar_factor, spectrum
 from .spectral import Spectral
 
 
@@ -37,8 +37,8 @@ class NuclearNorm(Spectral):
         return (polar * short).sum((-2, -1)), polar
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
-        matrix = self._unfold(weight)
-        return self._fold(shrink(short_side(matrix), step), matrix.shape, weight.shape)
+        unfolded = self._unfold(weight)
+        return unfolded.fold(shrink(unfolded.short, step))
 
 
 def shrink(short: Tensor, threshold: float) -> Tensor:

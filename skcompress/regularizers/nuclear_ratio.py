@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..linalg import in_range, polar_factor
+from ..linalg import polar_factor, scaled_gram
 from .spectral import Spectral
 
 
@@ -33,7 +33,7 @@ class NuclearRatio(Spectral):
 
 def nuclear_ratio(short: Tensor) -> tuple[Tensor, Tensor]:
     """Ratio r (...) and its gradient (P - r M / |M|) / |M|, P the polar factor of M."""
-    short, scale = in_range(short)
+    short, _, scale = scaled_gram(short)
     size = torch.linalg.matrix_norm(short, keepdim=True)
     inverse = torch.where(size > 0, 1 / size, torch.zeros_like(size))
     unit, polar = short * inverse, polar_factor(short)

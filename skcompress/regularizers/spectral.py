@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RegularizerValueError
 from ..linalg import short_side
-from ..unfolding import SCHEMES, fold, unfold
+from ..unfolding import SCHEMES, fitting, fold, unfold
 from .closed_form import ClosedForm
 
 
@@ -41,9 +41,9 @@ class Spectral(ClosedForm):
         """Give penalties (...) and gradients (..., m, n) of matrices (..., m, n), m <= n."""
 
     def evaluate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        matrix = self._unfold(weight)
-        value, gradient = self.spectral(short_side(matrix))
-        return value, self._fold(gradient, matrix.shape, weight.shape)
+        unfolded = self._unfold(weight)
+        value, gradient = self.spectral(unfolded.short)
+        return value, unfolded.fold(gradient)
 
     def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
         # A GPU does many small problems of one size together in the time of one; a CPU
@@ -54,24 +54,44 @@ class Spectral(ClosedForm):
 
     def stacked_gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Give the gradients of `weights`, solving matrices of equal shape together."""
-        matrices = [self._unfold(weight) for weight in weights]
+        unfolded = [self._unfold(weight) for weight in weights]
         alike: dict[Any, list[int]] = defaultdict(list)
-        for i, matrix in enumerate(matrices):
-            short = short_side(matrix)
-            alike[short.shape, matrix.dtype, matrix.device].append(i)
+        for i, one in enumerate(unfolded):
+            alike[one.short.shape, one.short.dtype, one.short.device].append(i)
         found: dict[int, Tensor] = {}
         for members in alike.values():
-            stack = torch.stack([short_side(matrices[i]) for i in members])
+            stack = torch.stack([unfolded[i].short for i in members])
             for i, gradient in zip(members, self.spectral(stack)[1], strict=True):
-                found[i] = self._fold(gradient, matrices[i].shape, weights[i].shape)
+                found[i] = unfolded[i].fold(gradient)
         return [found[i] for i in range(len(weights))]
 
-    def _unfold(self, weight: Tensor) -> Tensor:
+    def _unfold(self, weight: Tensor) -> _Unfolded:
         if self.scheme not in SCHEMES:
             rule = "one of " + ", ".join(map(repr, SCHEMES))
             raise RegularizerValueError(type(self).__name__, "scheme", rule, self.scheme)
-        return unfold(weight, self.scheme)
+        return _Unfolded(weight, self.scheme)
 
-    def _fold(self, gradient: Tensor, matrix: Sequence[int], weight: Sequence[int]) -> Tensor:
-        tall = matrix[0] > matrix[1]
-        return fold(gradient.mT if tall else gradient, self.scheme, weight)
+
+class _Unfolded:
+    """A weight as a matrix with no more rows than columns, and the way back.
+
+    short : Tensor of shape (m, n), m <= n
+    """
+
+    def __init__(self, weight: Tensor, scheme: str):
+        self._scheme = fitting(scheme, weight.shape)
+        self._order = list(range(weight.dim()))
+        if self._scheme == "output":
+            # The order of columns does not matter to singular values, and to follow that
+            # of the memory (channels last) saves copying the weight and the gradient.
+            self._order[1:] = sorted(self._order[1:], key=weight.stride, reverse=True)
+        ordered = weight.permute(self._order)
+        self._shape = ordered.shape
+        matrix = unfold(ordered, self._scheme)
+        self._tall = matrix.shape[0] > matrix.shape[1]
+        self.short = short_side(matrix)
+
+    def fold(self, gradient: Tensor) -> Tensor:
+        """Give a matrix (m, n) the shape of the weight."""
+        folded = fold(gradient.mT if self._tall else gradient, self._scheme, self._shape)
+        return folded.permute([self._order.index(a) for a in range(folded.dim())])
