@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
     from .metrics import count_bytes, count_flops, count_parameters, measure_latency
+    from .plotting import SpectrumDisplay, WeightDisplay
     from .regularizers.finite_difference import FirstDifference, SecondDifference
     from .regularizers.frobenius import FrobeniusNorm
     from .regularizers.group_lasso import GroupLasso
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .regularizers.orthogonality import Orthogonality
     from .regularizers.schatten import SchattenNorm
     from .regularizers.stable_rank import StableRank
+    from .training import SmoothClassifier, SmoothRegressor
 
 # Where each public name lives. Importing on first use keeps `import skcompress` quick.
 _HOMES = {
@@ -46,6 +48,10 @@ _HOMES = {
     "FrobeniusNorm": "regularizers.frobenius",
     "L1Norm": "regularizers.l1",
     "GroupLasso": "regularizers.group_lasso",
+    "SmoothClassifier": "training",
+    "SmoothRegressor": "training",
+    "SpectrumDisplay": "plotting",
+    "WeightDisplay": "plotting",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_parameters": "metrics",
@@ -67,8 +73,12 @@ __all__ = [
     "SVDCompressor",
     "SchattenNorm",
     "SecondDifference",
+    "SmoothClassifier",
+    "SmoothRegressor",
+    "SpectrumDisplay",
     "StableRank",
     "TuckerCompressor",
+    "WeightDisplay",
     "count_bytes",
     "count_flops",
     "count_parameters",

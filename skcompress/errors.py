@@ -161,6 +161,16 @@ class PlanMismatchError(SkcompressError, ValueError):
         )
 
 
+class ModelMismatchError(SkcompressError, ValueError):
+    """Models that are to be compared layer by layer, and have different layers."""
+
+    def __init__(self, layer: str, one: str, other: str, difference: str):
+        super().__init__(
+            f"layer {layer!r} of model {one!r} {difference} in model {other!r}: compare models of "
+            "one architecture, or choose layers that all of them have with layers= or exclude="
+        )
+
+
 class InverseError(SkcompressError, ValueError):
     """`inverse_transform` of a compressor whose result cannot be taken back."""
 

@@ -90,6 +90,22 @@ def test_importing_is_silent_and_discovers_nothing():
     assert not {m for m in loaded if m.startswith("skcompress.")}
 
 
+def test_optional_packages_are_imported_by_one_part_only():
+    """skorch by `training`, matplotlib by `plotting`, and that only when something is drawn."""
+    homes = {"skorch": {"training"}, "matplotlib": {"plotting"}, "optuna": {"tuning"}}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                package = name.split(".")[0]
+                assert part(path) in homes.get(package, {part(path)}), f"{path} imports {package}"
+    assert "matplotlib" not in modules_loaded_by("import skcompress.plotting")
+
+
 def test_using_a_compressor_imports_no_optional_package():
     loaded = modules_loaded_by(
         "from skcompress import SVDCompressor\n"
