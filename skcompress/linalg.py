@@ -154,7 +154,8 @@ def _gram(short: Tensor) -> Tensor:
 class Spectrum(NamedTuple):
     """Singular values of matrices M (..., m, n), m <= n, and what carries functions of them.
 
-    values : Tensor of shape (..., m), ascending
+    values : Tensor of shape (..., m), ascending; in float32, those below about 1e-3 of the
+        largest only roughly, since their vectors are mixed with each other
     vectors : Tensor Q of shape (..., m, m), of left singular vectors
     projected : Tensor Q^T M of shape (..., m, n)
     """

@@ -21,7 +21,15 @@ from .errors import (
 )
 from .protocols import Regularizer
 from .regularizers.sum import SumRegularizer
-from .selection import Site, check_model, check_patterns, flat_shape, require_sites, select
+from .selection import (
+    Site,
+    as_patterns,
+    check_model,
+    check_patterns,
+    flat_shape,
+    require_sites,
+    select,
+)
 
 
 @dataclass
@@ -138,8 +146,9 @@ def _meet(term: Regularizer, model: nn.Module) -> _Met:
     """
     met: _Met = term.__dict__.setdefault("_met", WeakKeyDictionary()).setdefault(model, _Met())
     state = (
-        term.layers,
-        term.exclude,
+        term.layers is None,
+        as_patterns(term.layers),
+        as_patterns(term.exclude),
         tuple((id(p), p.requires_grad, p.shape) for p in model.parameters()),
     )
     if met.state != state:

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from skcompress.linalg import balanced_factors, leading_subspace, lower_gram, tail_energies
+from skcompress.linalg import (
+    balanced_factors,
+    inverse_root,
+    leading_subspace,
+    lower_gram,
+    polar_factor,
+    spectrum,
+    tail_energies,
+)
 from skcompress.testing import awkward_weights
 
 MATRICES = [(name, w.flatten(1)) for name, w in awkward_weights()]
@@ -95,3 +105,47 @@ def test_factors_of_zeros_are_finite():
     zeros = torch.zeros(6, 9)
     left, right = balanced_factors(zeros, leading_subspace(zeros).vectors[:, :2])
     assert torch.equal(left @ right, zeros)
+
+
+def matrix_with(values, rows, columns, generator):
+    left, right = (
+        torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.float64)).Q
+        for n in (rows, columns)
+    )
+    return (left * values) @ right.mT, left @ right.mT
+
+
+@pytest.mark.parametrize("smallest", [1.0, 0.1, 0.01])
+def test_polar_factor_both_ways(smallest, generator):
+    """By eigenvectors, and as a GPU does it: in float32, against U V^T in float64."""
+    values = torch.logspace(0, math.log10(smallest), 32, dtype=torch.float64)
+    exact, polar = matrix_with(values, 32, 100, generator)
+    work = exact.float()
+    by_eigenvectors = polar_factor(work).double()
+    by_products = (inverse_root(work @ work.mT) @ work).double()
+    assert float((by_eigenvectors - polar).norm() / polar.norm()) < 1e-4
+    assert float((by_products - polar).norm() / polar.norm()) < 5e-3
+    assert float((polar_factor(exact) - polar).norm() / polar.norm()) < 1e-9
+
+
+def test_polar_factors_of_several_matrices_at_once(generator):
+    stack = torch.randn(3, 5, 9, generator=generator)
+    stack[1] = 0
+    found = polar_factor(stack)
+    assert torch.equal(found[1], torch.zeros(5, 9))
+    for one, together in zip(stack, found, strict=True):
+        assert torch.allclose(polar_factor(one), together, atol=1e-5)
+    roots = inverse_root(stack @ stack.mT)
+    assert torch.isfinite(roots).all()
+    assert torch.allclose(roots[0] @ stack[0], found[0], atol=1e-3)
+
+
+def test_spectrum_in_float32(generator):
+    values = torch.logspace(-5, 0, 12, dtype=torch.float64)
+    exact, _ = matrix_with(values, 12, 40, generator)
+    found = spectrum(exact.float() * 1e12)
+    small = values < 3e-4  # whose vectors are mixed with each other
+    assert torch.allclose(found.values.double()[~small] / 1e12, values[~small], rtol=0.02)
+    assert float(found.values[small].norm() / 1e12) < 1.1e-3
+    back = found.apply(torch.ones(12))
+    assert torch.allclose(back / 1e12, exact.float(), atol=1e-6)
