@@ -24,8 +24,8 @@ class GroupLasso(ClosedForm):
     every, layers, exclude
         As for :class:`~skcompress.protocols.Regularizer`.
 
-    >>> float(GroupLasso().penalty(torch.tensor([[1.0, 1.0], [0.0, 0.0]])))
-    2.0
+    >>> float(GroupLasso().penalty(torch.tensor([[1.0, 2.0, 2.0, 4.0], [0.0, 0.0, 0.0, 0.0]])))
+    10.0
 
     References: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
     """

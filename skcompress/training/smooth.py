@@ -1,0 +1,152 @@
+"""Training with a penalty, and compression of what was trained."""
+# ruff: noqa: N803 -- X is scikit-learn's own name.
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import clone
+from skorch import NeuralNet
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .. import registry
+from ..protocols import Compressor, Regularizer
+from ..regularizers.sum import SumRegularizer
+from .net import SklearnNet
+
+
+class SmoothNet(SklearnNet):
+    """A net with a regularizer and a compressor."""
+
+    prefixes_: ClassVar[list[str]] = [*NeuralNet.prefixes_, "regularizer", "compressor"]
+    cuda_dependent_attributes_: ClassVar[list[str]] = ["dense_module_", "compressor_"]
+
+    def __init__(
+        self,
+        module: Any = None,
+        regularizer: Any = "nuclear_norm",
+        compressor: Any = None,
+        **parameters: Any,
+    ):
+        # First, since `get_params` goes by order and settings are to come before those of
+        # the instances.
+        self.regularizer = regularizer
+        self.compressor = compressor
+        super().__init__(module, **parameters)
+
+    def initialize_virtual_params(self) -> None:
+        super().initialize_virtual_params()
+        self._register_virtual_param(["regularizer", "regularizer__*"], _change_regularizer)
+        self._register_virtual_param(["compressor", "compressor__*"])
+
+    def initialize_module(self) -> SmoothNet:
+        self.__dict__.pop("dense_module_", None)
+        self.regularizer_ = self._plugin("regularizer")
+        return super().initialize_module()
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        super().on_train_begin(net, **kwargs)
+        self.compressor_ = self._plugin("compressor")
+        if "dense_module_" in self.__dict__:
+            self.module_ = self.dense_module_
+        else:
+            self._rehearse()
+
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+    ) -> SmoothNet:
+        """Train the dense network further, or a new one; then compress it, again.
+
+        classes : all labels there will be, where the first y does not show them all
+        fit_params : as in `fit`; `epochs` stands in for `max_epochs`
+        """
+        super().partial_fit(X, y, classes, **fit_params)
+        # Not as an attribute, which skorch would train and save as one more module.
+        self.__dict__["dense_module_"] = self.module_
+        if self.compressor_ is not None:
+            small = self.compressor_.fit_transform(_uncompiled(self.dense_module_))
+            self.module_ = self.torch_compile(small, name="module")
+        return self
+
+    def _plugin(self, parameter: str) -> Any:
+        """Give a copy of what `parameter` names, with the settings `parameter__...`."""
+        value, settings = getattr(self, parameter), self.get_params_for(parameter)
+        if value is None:
+            for name in settings:
+                message = f"{parameter}__{name} has no effect, since {parameter} is None"
+                warnings.warn(message, stacklevel=2)
+            return None
+        if parameter == "regularizer":
+            value = registry.make("regularizers", value)
+        elif isinstance(value, type) or not hasattr(value, "fit_transform"):
+            value = registry.make("compressors", value)
+        plugin = clone(value, safe=False)
+        return plugin.set_params(**settings) if settings else plugin
+
+    def _rehearse(self) -> None:
+        """Raise now what penalty and compressor have against the network, not in the end."""
+        module = _uncompiled(self.module_)
+        if any(map(is_lazy, module.parameters())):
+            return
+        if self.regularizer_ is not None:
+            penalty_value(self.regularizer_, module)
+        # What a pipeline's later steps can do may depend on the weights.
+        if isinstance(self.compressor_, Compressor):
+            clone(self.compressor_).fit(module)
+
+    def trim_for_prediction(self) -> None:
+        super().trim_for_prediction()
+        self.__dict__.pop("dense_module_", None)
+
+    # --- the penalty ---------------------------------------------------------------------
+
+    def on_grad_computed(self, net: Any, named_parameters: Any, **kwargs: Any) -> None:
+        # skorch calls this before the callbacks of the same name, so that those that clip
+        # or log gradients see all of it, and again for each evaluation of a line search.
+        super().on_grad_computed(net, named_parameters, **kwargs)
+        if self.regularizer_ is not None:
+            self.regularizer_.add_grad_(self.module_)
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        # LBFGS compares losses, which must be those that the gradients belong to. No other
+        # optimizer of torch looks at the value.
+        if self.regularizer_ is not None and isinstance(self.optimizer_, torch.optim.LBFGS):
+            data_loss = step_fn
+
+            def step_fn() -> Tensor:
+                return data_loss().detach() + penalty_value(self.regularizer_, self.module_)
+
+        super()._step_optimizer(step_fn)
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        super().on_epoch_end(net, **kwargs)
+        if self.regularizer_ is not None:
+            self.history.record("penalty", penalty_value(self.regularizer_, self.module_))
+
+
+def _change_regularizer(net: SmoothNet, name: str, value: Any) -> None:
+    """Take another penalty from now on: callbacks set parameters amid training."""
+    setattr(net, name, value)
+    net.regularizer_ = net._plugin("regularizer")
+
+
+def penalty_value(regularizer: Regularizer, model: nn.Module) -> float:
+    """What a penalty adds to the loss on average, whatever its rhythm `every` is at."""
+    with torch.no_grad():
+        return float(_every_call(regularizer)(model))
+
+
+def _every_call(regularizer: Regularizer) -> Regularizer:
+    if isinstance(regularizer, SumRegularizer):
+        parts = tuple(map(_every_call, regularizer.regularizers))
+        return SumRegularizer(parts, regularizer.weight)
+    steady = clone(regularizer)
+    steady.every = 1
+    return steady
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module)
