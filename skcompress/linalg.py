@@ -183,8 +183,20 @@ def spectrum(short: Tensor) -> Spectrum:
     return Spectrum(values * scale[..., 0], vectors, projected)
 
 
-def polar_factor(short: Tensor) -> Tensor:
-    """Polar factor U V^T of matrices M = U S V^T with no more rows than columns.
+class Polar(NamedTuple):
+    """Polar factor U V^T of matrices M = U S V^T, and two of their norms.
+
+    factor : Tensor of shape (..., m, n)
+    nuclear, frobenius : Tensors of shape (...)
+    """
+
+    factor: Tensor
+    nuclear: Tensor
+    frobenius: Tensor
+
+
+def polar_factor(short: Tensor) -> Polar:
+    """Polar factor and norms of matrices with no more rows than columns.
 
     short : float32 or float64 Tensor of shape (..., m, n), m <= n
 
@@ -192,14 +204,19 @@ def polar_factor(short: Tensor) -> Tensor:
     alone. Directions whose singular value is below about 1e-3 of the largest (1e-7 in
     float64) count in proportion to it instead of fully. Zero matrices give zeros.
     """
-    short, gram, _ = scaled_gram(short)
+    scaled, gram, scale = scaled_gram(short)
+    size = scale[..., 0, 0]
+    frobenius = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() * size
     if short.is_cuda and short.dtype == torch.float32:
-        return inverse_root(gram) @ short
+        root = inverse_root(gram)
+        return Polar(root @ scaled, (root * gram).sum((-2, -1)) * size, frobenius)
     energies, vectors = torch.linalg.eigh(gram, UPLO="L")
     floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
     # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
     roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()
-    return (vectors * roots[..., None, :]) @ vectors.mT @ short
+    # What rounding has made of vanishing energies has both signs, and adds up to nothing.
+    nuclear = (energies * roots).sum(-1) * size
+    return Polar((vectors * roots[..., None, :]) @ vectors.mT @ scaled, nuclear, frobenius)
 
 
 # Polynomials a + b y + c y^2 of the Polar Express for singular values down to 1e-3 (Amsel et

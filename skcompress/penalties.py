@@ -68,14 +68,14 @@ def add_gradients(regularizer: Regularizer, model: nn.Module, scale: float = 1.0
         with torch.enable_grad():
             weights = [site.slot.read() for site in sites]
         _check_finite(sites, weights)
-        slopes = _slopes(term, [weight.detach() for weight in weights])
-        stored = list({p: None for site in sites for p in site.slot.parameters if p.requires_grad})
-        # Not `backward`: that would run the hooks with which DistributedDataParallel and
-        # others wait for the gradients of the loss.
-        found = torch.autograd.grad(weights, stored, slopes, allow_unused=True)
-        for parameter, gradient in zip(stored, found, strict=True):
-            if gradient is not None:
-                _accumulate(parameter, gradient, strength * scale)
+        for site, weight, slope in zip(sites, weights, _slopes(term, weights), strict=True):
+            stored = [p for p in site.slot.parameters if p.requires_grad]
+            # Not `backward`: that would run the hooks with which DistributedDataParallel
+            # and others wait for the gradients of the loss.
+            found = torch.autograd.grad(weight, stored, slope, allow_unused=True)
+            for parameter, gradient in zip(stored, found, strict=True):
+                if gradient is not None:
+                    _accumulate(parameter, gradient, strength * scale)
 
 
 def apply_prox(regularizer: Regularizer, model: nn.Module, step: float) -> None:
@@ -186,17 +186,17 @@ def _check_finite(sites: Sequence[Site], weights: Sequence[Tensor]) -> None:
                 raise NonFiniteWeightError(site.name, n_bad, flat_shape(weight.shape))
 
 
-def _slopes(term: Regularizer, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Gradient of the penalty at each weight (groups, out, in, *kernel), in its dtype."""
-    groups = [_at_least_float32(group) for weight in weights for group in weight]
-    with torch.no_grad(), _full_precision(groups[0]):
-        found = iter(term.gradients(groups))
-    return [
-        torch.stack([next(found) for _ in weight]).to(weight.dtype)
-        if len(weight) > 1
-        else next(found)[None].to(weight.dtype)
-        for weight in weights
-    ]
+def _slopes(term: Regularizer, weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the gradient of the penalty at each weight (groups, out, in, *kernel)."""
+    groups = [_at_least_float32(group) for weight in weights for group in weight.detach()]
+    found: Iterator[Tensor] | None = None
+    for weight in weights:
+        # Inside the loop: what is switched off must not be off for whoever reads this.
+        with torch.no_grad(), _full_precision(weight):
+            found = found or iter(term.gradients(groups))
+            parts = [next(found) for _ in weight]
+            slope = torch.stack(parts) if len(parts) > 1 else parts[0][None]
+        yield slope.to(weight.dtype)
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,9 +234,10 @@ class Regularizer(BaseEstimator, ABC):
             (gradient,) = torch.autograd.grad(value, leaf)
         return gradient
 
-    def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Give the `gradient` of each weight; rewritten where many at once are cheaper."""
-        return [self.gradient(weight) for weight in weights]
+    def gradients(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
+        """Give the `gradient` of each weight, one after another; where they are not needed
+        for long, only one takes memory. Rewritten where many at once are cheaper."""
+        return map(self.gradient, weights)
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
         """Give the proximal point of a weight: argmin_x step * penalty(x) + |x - weight|^2 / 2.

@@ -121,20 +121,24 @@ def test_polar_factor_both_ways(smallest, generator):
     values = torch.logspace(0, math.log10(smallest), 32, dtype=torch.float64)
     exact, polar = matrix_with(values, 32, 100, generator)
     work = exact.float()
-    by_eigenvectors = polar_factor(work).double()
+    found = polar_factor(work)
+    by_eigenvectors = found.factor.double()
     by_products = (inverse_root(work @ work.mT) @ work).double()
     assert float((by_eigenvectors - polar).norm() / polar.norm()) < 1e-4
     assert float((by_products - polar).norm() / polar.norm()) < 5e-3
-    assert float((polar_factor(exact) - polar).norm() / polar.norm()) < 1e-9
+    assert float((polar_factor(exact).factor - polar).norm() / polar.norm()) < 1e-9
+    assert float(found.nuclear) == pytest.approx(float(values.sum()), rel=1e-5)
+    assert float(found.frobenius) == pytest.approx(float(values.norm()), rel=1e-5)
 
 
 def test_polar_factors_of_several_matrices_at_once(generator):
     stack = torch.randn(3, 5, 9, generator=generator)
     stack[1] = 0
-    found = polar_factor(stack)
+    found, norms, _ = polar_factor(stack)
     assert torch.equal(found[1], torch.zeros(5, 9))
+    assert torch.allclose(norms, torch.linalg.matrix_norm(stack, "nuc"), rtol=1e-5)
     for one, together in zip(stack, found, strict=True):
-        assert torch.allclose(polar_factor(one), together, atol=1e-5)
+        assert torch.allclose(polar_factor(one).factor, together, atol=1e-5)
     roots = inverse_root(stack @ stack.mT)
     assert torch.isfinite(roots).all()
     assert torch.allclose(roots[0] @ stack[0], found[0], atol=1e-3)

@@ -34,7 +34,7 @@ class NuclearNorm(Spectral):
 
     def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
         polar = polar_factor(short)
-        return (polar * short).sum((-2, -1)), polar
+        return polar.nuclear, polar.factor
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
         unfolded = self._unfold(weight)

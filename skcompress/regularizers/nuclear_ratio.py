@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..linalg import polar_factor, scaled_gram
+from ..linalg import polar_factor
 from .spectral import Spectral
 
 
@@ -33,9 +33,8 @@ class NuclearRatio(Spectral):
 
 def nuclear_ratio(short: Tensor) -> tuple[Tensor, Tensor]:
     """Ratio r (...) and its gradient (P - r M / |M|) / |M|, P the polar factor of M."""
-    short, _, scale = scaled_gram(short)
-    size = torch.linalg.matrix_norm(short, keepdim=True)
+    polar = polar_factor(short)
+    size = polar.frobenius[..., None, None]
     inverse = torch.where(size > 0, 1 / size, torch.zeros_like(size))
-    unit, polar = short * inverse, polar_factor(short)
-    ratio = (polar * unit).sum((-2, -1), keepdim=True)
-    return ratio[..., 0, 0], (polar - ratio * unit) * inverse / scale
+    ratio = polar.nuclear[..., None, None] * inverse
+    return ratio[..., 0, 0], (polar.factor - ratio * (short * inverse)) * inverse

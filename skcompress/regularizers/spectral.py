@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Spectral(ClosedForm):
         value, gradient = self.spectral(unfolded.short)
         return value, unfolded.fold(gradient)
 
-    def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
+    def gradients(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
         # A GPU does many small problems of one size together in the time of one; a CPU
         # gains nothing and would copy the weights.
         if not weights or not weights[0].is_cuda:
