@@ -101,6 +101,11 @@ def tail_energies(values: Tensor) -> Tensor:
     return torch.cat([kept[..., 1:], torch.zeros_like(kept[..., :1])], dim=-1)
 
 
+def break_even(rows: int, columns: int) -> int:
+    """Largest rank at which two factors store fewer numbers than the matrix, at least 1."""
+    return max(1, min((rows * columns - 1) // (rows + columns), rows, columns))
+
+
 def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Split the projection of `matrix` on `basis` into two factors of equal size.
 
@@ -124,6 +129,39 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     if tall:
         return other * inverse, root[:, None] * basis.mT
     return basis * root, inverse[:, None] * other
+
+
+def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Give columns of `left` (m, r) and rows of `right` (r, n) equal norms; same product."""
+    sizes = left.norm(dim=0), right.norm(dim=1)
+    root = (sizes[1] / sizes[0]).sqrt()
+    root = torch.where(torch.isfinite(root) & (root > 0), root, torch.ones_like(root))
+    return left * root, right / root[:, None]
+
+
+def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (k,) and right singular vectors (n, k) of a float64 matrix (m, n).
+
+    Largest first, k = min(m, n). The vectors are orthonormal and their leading ones span
+    the best subspaces also where the matrix has a lower rank. O(mn min(m, n)).
+    """
+    short = short_side(matrix)
+    energies, vectors = torch.linalg.eigh(short @ short.mT)
+    values, vectors = energies.flip(0).clamp_(min=0).sqrt(), vectors.flip(1)
+    if short is matrix:
+        vectors = torch.linalg.qr((vectors.mT @ matrix).mT).Q
+    return values, vectors
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower factor of a matrix (n, n) that is positive definite but for rounding."""
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    shift = matrix.diagonal().mean() * torch.finfo(matrix.dtype).eps * len(matrix)
+    while failed:
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        root, failed = torch.linalg.cholesky_ex(matrix + shift * identity)
+        shift = 10 * shift
+    return root
 
 
 def scaled_gram(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,6 +106,34 @@ class Curve:
         return tuple(value) if isinstance(value, list) else value
 
 
+@dataclass(frozen=True)
+class Metric:
+    """Second moments of what one weight is given and of what it is to give.
+
+    A weight W (out, n) unfolded in the order of its memory, n = in * kernel, is to map
+    inputs x (n,) to outputs y (out,). Means are taken off where a bias makes up for them.
+
+    gram : float64 Tensor (n, n), E[x x^T]
+    cross : float64 Tensor (out, n), E[y x^T]; W gram where y = W x
+    energy : float, E[|y|^2]
+    ridge : float > 0
+        Share of the mean of gram's diagonal that is added to it, with as strong a pull to
+        the weight: where inputs say little, the weight's own values are kept. More of it
+        where moments of few inputs have to be relied on.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: float
+    ridge: float = 1e-4
+
+    @classmethod
+    def of_inputs(cls, weight: Tensor, gram: Tensor) -> Metric:
+        """Metric in which `weight` itself is the goal, for inputs with this second moment."""
+        cross = weight.flatten(1).to(gram) @ gram
+        return cls(gram, cross, float((cross * weight.flatten(1).to(gram)).sum()))
+
+
 class Factorization(ABC):
     """One weight after its expensive step: every rank is cheap from here.
 
@@ -145,6 +173,14 @@ class Decomposition(BaseEstimator, ABC):
     @abstractmethod
     def factorize(self, weight: Tensor) -> Factorization:
         """Do the expensive step for `weight` once, for all ranks."""
+
+    def regress(self, weight: Tensor, metric: Metric) -> Factorization:
+        """Do the expensive step for what `weight` gives on its inputs, instead of for itself.
+
+        Errors of the curve are then mean squared errors of the outputs. A decomposition
+        that does not write this takes no part where there is data.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:

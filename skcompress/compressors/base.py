@@ -20,15 +20,16 @@ from sklearn.utils._param_validation import (
     make_constraint,
 )
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
+from torch import Tensor, nn
 
-from .. import registry
-from ..errors import DataSupportError, NoLayerError
+from .. import calibration, registry
+from ..errors import DataSupportError, MissingDataError, NoLayerError
 from ..factorized import densify, substitute
 from ..metrics import count_parameters
 from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
-from ..selection import check_model, check_patterns, require_sites, select
+from ..selection import Site, check_model, check_patterns, require_sites, select
+from .calibrated import regress_sites
 from .factorizing import FactorizedSite, factorize_sites, stage_parameters
 from .planning import (
     choose_options,
@@ -38,6 +39,7 @@ from .planning import (
     restore_ties,
     why_unsupported,
 )
+from .sequential import refit
 
 _PATTERNS = [None, str, type, list, tuple, set]
 
@@ -109,11 +111,14 @@ class FactorizingCompressor(Compressor):
         """Factorise every layer and divide the budget; `model` stays as it is.
 
         model : torch.nn.Module with values
-        data : not used by the weights metric
+        data : unlabelled inputs, for the metric of the activations: a tensor, an array, a
+            DataLoader, or any iterable of batches that can be read again. A batch is a
+            tensor, a tuple or list whose first item is the input, or a dict of keyword
+            inputs. Not used by the metric of the weights.
         """
         self._validate_params()
         _check_rank(type(self).__name__, self.rank)
-        self._check_data(data)
+        calibrated = self._is_calibrated(data)
         check_model(type(self).__name__, model)
         check_patterns("layers", self.layers, model)
         check_patterns("exclude", self.exclude, model)
@@ -123,14 +128,7 @@ class FactorizingCompressor(Compressor):
 
         decompositions = self._resolved_decompositions()
         allocation = registry.make("allocations", self.allocation)
-        sites = factorize_sites(
-            selection.sites,
-            partial(self._competing, decompositions),
-            known=getattr(self, "_factorized", {}) if self.warm_start else {},
-            device=self.device,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
+        sites = self._factorized_sites(model, data, selection.sites, decompositions, calibrated)
         _require_support(type(self).__name__, sites, decompositions)
         n_in = count_parameters(model)
         choices, reasons = choose_options(sites, selection.sites, self.rank, allocation, n_in)
@@ -145,6 +143,21 @@ class FactorizingCompressor(Compressor):
         self.report_ = Report(plan, self.n_parameters_in_, self.n_parameters_out_)
         self._patterns = (self.layers, self.exclude)
         self._decompositions = decompositions
+        self._calibrated = calibrated
+        self._seen_data = (data, _version(data)) if calibrated and self.warm_start else None
+        self._fits: dict[str, FactorizedSite] = {}
+        if calibrated and self.reconstruction != "independent":
+            chosen = [s.trimmed(c) for s, c in zip(sites, choices, strict=True)]
+            self._fits = refit(
+                model,
+                selection.sites,
+                {s.name: s for s in chosen},
+                plan,
+                decompositions,
+                calibration.batches(type(self).__name__, data, model),
+                self.device,
+                self.verbose,
+            )
         if not self.warm_start:
             sites = [s.trimmed(c) for s, c in zip(sites, choices, strict=True)]
         self._factorized: dict[str, FactorizedSite] = {s.name: s for s in sites}
@@ -158,13 +171,13 @@ class FactorizingCompressor(Compressor):
             checkpoint; a model on the meta device, which gives the structure alone)
         """
         check_is_fitted(self, "plan_")
-        return self._replaced(model, self._factorized.get)
+        return self._replaced(model, {**self._factorized, **self._fits}.get)
 
     def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
         """`fit`, then `transform` of the same model, with each SVD computed once."""
         self.fit(model, data)
-        known = dict(self._factorized)
-        if not self.warm_start:
+        known = {**self._factorized, **self._fits}
+        if not (self.warm_start or self._calibrated):
             self._factorized = {}
         # Each factorisation is let go as soon as its factors exist, so that at no time
         # all of both are held.
@@ -183,16 +196,45 @@ class FactorizingCompressor(Compressor):
         restore_ties(self.plan_, selection)
         compare_to_plan(self.plan_, selection)
         factors: dict[str, dict[str, Any]] = {}
+        offsets: dict[str, Tensor] = {}
         for site in selection.sites:
             planned = self.plan_[site.name]
             if planned.rank is None:
                 continue
-            made = stage_parameters(
-                site, planned, known(site.name), self._decompositions, self.device
+            made, offset = stage_parameters(
+                site,
+                planned,
+                known(site.name),
+                self._decompositions,
+                self.device,
+                calibrated=self._calibrated,
             )
             for module_name, slot_name in site.users:
                 factors.setdefault(module_name, {})[slot_name] = made
-        return substitute(model, factors)
+            if offset is not None:
+                offsets[site.users[0][0]] = offset
+        result = substitute(model, factors)
+        for name, offset in offsets.items():
+            result.get_submodule(name).bias.data.add_(offset)  # type: ignore[union-attr, operator]
+        return result
+
+    def _factorized_sites(
+        self,
+        model: nn.Module,
+        data: Any,
+        sites: Sequence[Site],
+        decompositions: Mapping[str, Decomposition],
+        calibrated: bool,
+    ) -> list[FactorizedSite]:
+        """Do the expensive step for every weight, or take it over from the last `fit`."""
+        compete = partial(self._competing, decompositions)
+        seen = (data, _version(data)) if calibrated else None
+        same = self.warm_start and _same(seen, getattr(self, "_seen_data", None))
+        known = getattr(self, "_factorized", {}) if same else {}
+        if calibrated:
+            batches = calibration.batches(type(self).__name__, data, model)
+            return regress_sites(model, sites, batches, compete, known, self.device, self.verbose)
+        return factorize_sites(sites, compete, known, self.device, self.n_jobs, self.verbose)
 
     def _resolved_decompositions(self) -> dict[str, Decomposition]:
         """Instances by scheme, seeded where they draw random numbers."""
@@ -211,14 +253,28 @@ class FactorizingCompressor(Compressor):
             resolved[decomposition.scheme] = decomposition
         return resolved
 
-    def _check_data(self, data: object) -> None:
+    def _is_calibrated(self, data: object) -> bool:
+        """Whether data takes part; refuses settings that need it where there is none."""
         owner = type(self).__name__
-        if self.metric in ("activations", "fisher"):
-            raise DataSupportError(owner, f"metric={self.metric!r}")
-        if self.reconstruction == "sequential":
-            raise DataSupportError(owner, "reconstruction='sequential'")
-        if data is not None and self.metric == "auto":
-            raise DataSupportError(owner, "metric='auto' with data")
+        if self.metric == "fisher":
+            raise DataSupportError(owner, "metric='fisher'")
+        calibrated = data is not None and self.metric != "weights"
+        for setting, value in (("metric", "activations"), ("reconstruction", "sequential")):
+            if getattr(self, setting) == value and not calibrated:
+                raise MissingDataError(owner, f"{setting}={value!r}")
+        return calibrated
+
+
+def _version(data: object) -> int | None:
+    """Count of a tensor's changes in place; None for other data, which has no such count."""
+    return data._version if isinstance(data, Tensor) else None
+
+
+def _same(one: tuple[Any, int | None] | None, other: tuple[Any, int | None] | None) -> bool:
+    """Whether two fits saw the same data: the same object, as it was; or none."""
+    if one is None or other is None:
+        return one is other
+    return one[0] is other[0] and one[1] == other[1]
 
 
 def _require_support(
@@ -227,7 +283,7 @@ def _require_support(
     """Refuse a model of which no weight can be cut up by any of the decompositions."""
     if not any(site.candidates for site in sites):
         raise NoLayerError(
-            owner, [(s.name, why_unsupported(s.shape, decompositions)) for s in sites]
+            owner, [(s.name, s.reason or why_unsupported(s.shape, decompositions)) for s in sites]
         )
 
 

@@ -14,8 +14,8 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..errors import MetaWeightError, NonFiniteWeightError
-from ..factorized.chain import merge_groups, merge_stages
+from ..errors import CalibratedWeightError, MetaWeightError, NonFiniteWeightError
+from ..factorized.chain import merge_groups, merge_stages, multiply_out
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
 from ..selection import Site
@@ -45,6 +45,9 @@ class FactorizedSite:
 
     shape : (out, in, *kernel) of each of its groups
     dense : stored numbers
+    means : (groups, n), mean inputs of the factors on the data, and (groups, out), the mean
+        outputs that they are to give; where a bias makes up for the difference
+    reason : why there are no candidates, where it is not for the weight's shape
     """
 
     name: str
@@ -52,6 +55,8 @@ class FactorizedSite:
     dense: int
     fingerprint: int
     candidates: tuple[Candidate, ...]
+    means: tuple[Tensor, Tensor] | None = None
+    reason: str | None = None
 
     @property
     def layer(self) -> Layer:
@@ -202,13 +207,19 @@ def stage_parameters(
     known: FactorizedSite | None,
     decompositions: Mapping[str, Decomposition],
     device: Any,
-) -> Factors:
+    *,
+    calibrated: bool = False,
+) -> tuple[Factors, Tensor | None]:
     """Parameters of the factors of one weight, as planned, where and what the weight is.
 
-    A weight on the meta device gives parameters on the meta device.
+    calibrated : whether only `known` will do, since data took part in it
+
+    Also gives what is to be added to the layer's bias, of shape (groups * out,); None
+    for nothing. A weight on the meta device gives parameters on the meta device.
     """
     stored = site.slot.read().detach()
     trained = site.slot.requires_grad
+    offset = None
     assert planned.scheme is not None
     assert planned.rank is not None
     if stored.is_meta:
@@ -220,11 +231,23 @@ def stage_parameters(
         seen = fingerprint(site.name, weight)
         parts = None if known is None else known.parts(planned.scheme, seen)
         if parts is None:
+            if calibrated:
+                raise CalibratedWeightError(site.name)
             decomposition = decompositions[planned.scheme]
             parts = [decomposition.factorize(group) for group in weight]
-        factors = merge_groups(
-            [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
-        )
+        made = [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
+        if known is not None and known.means is not None:
+            offset = missing_mean(made, *known.means).to(stored)
+        factors = merge_groups(made)
         tensors = [t.to(stored).contiguous() for t in factors.tensors]
         groups = factors.groups
-    return Factors(tuple(nn.Parameter(t, trained) for t in tensors), groups)
+    return Factors(tuple(nn.Parameter(t, trained) for t in tensors), groups), offset
+
+
+def missing_mean(factors: Sequence[Factors], inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Difference E[y] - W' E[x'] that a bias has to add, of shape (groups * out,).
+
+    factors : of each group; inputs : (groups, n); outputs : (groups, out)
+    """
+    given = [multiply_out(f).flatten(1).to(x) @ x for f, x in zip(factors, inputs, strict=True)]
+    return (outputs - torch.stack(given)).flatten()

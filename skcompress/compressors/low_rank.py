@@ -28,10 +28,15 @@ class LowRankCompressor(FactorizingCompressor):
     allocation : str or Allocation, default="global"
         How a float `rank` is divided over the layers: ``"global"``, ``"uniform"``,
         ``"energy"``, ``"auto"`` (which ignores `rank`), or a plugin.
-    metric : {"auto", "weights"}, default="auto"
-        What "close" means; the Frobenius norm of the weights.
-    reconstruction : {"auto", "independent"}, default="auto"
-        Every layer by itself.
+    metric : {"auto", "weights", "activations"}, default="auto"
+        What "close" means. ``"weights"``: the Frobenius norm. ``"activations"``: the mean
+        squared error of the layer's outputs on the data. ``"auto"``: activations where
+        data is given.
+    reconstruction : {"auto", "independent", "sequential"}, default="auto"
+        With data: every layer by itself, or layer after layer in order of execution, each
+        fitted to what the original network gave from what the already compressed one is
+        given. ``"auto"``: sequential. Ranks are chosen before, from each layer by itself,
+        and so are the errors that the report predicts.
     layers, exclude : name, glob pattern, module type, or several of these
         What to keep to (None: everything) and what to leave alone. A container's name
         stands for all that is inside it.
@@ -44,8 +49,9 @@ class LowRankCompressor(FactorizingCompressor):
         Layers factorised at a time, through joblib: `joblib.parallel_config` chooses the
         backend.
     warm_start : bool, default=False
-        Keep all factorisations, so that a second `fit` on unchanged weights costs no SVD
-        whatever `rank` and `allocation` it has.
+        Keep all factorisations, so that a second `fit` on unchanged weights and data costs
+        no SVD whatever `rank` and `allocation` it has; the sequential reconstruction is
+        done anew. Data is unchanged if it is the same object.
     verbose : bool or int
         Show a progress bar over layers.
 

@@ -136,7 +136,7 @@ def make_plan(
                 stages=decompositions[curve.scheme].stages(shape[1:], rank),
             )
         elif not found.candidates:
-            row["reason"] = why_unsupported(shape[1:], decompositions)
+            row["reason"] = found.reason or why_unsupported(shape[1:], decompositions)
         rows[site.name] = LayerPlan(**row)
     return Plan(tuple(rows[name] for name in selection.order if name in rows))
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..protocols import Decomposition, Factors, Rank, Stage
+from ..protocols import Decomposition, Factors, Metric, Rank, Stage
 from ..unfolding import separates
+from .regression import RegressionFactorization
 from .svd import MatrixFactorization
 
 
@@ -40,6 +41,9 @@ class SpatialSVD(Decomposition):
 
     def factorize(self, weight: Tensor) -> MatrixFactorization:
         return MatrixFactorization(weight, "spatial", fold_spatial, self.scheme)
+
+    def regress(self, weight: Tensor, metric: Metric) -> RegressionFactorization:
+        return RegressionFactorization(weight, "spatial", fold_spatial, self.scheme, metric)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         assert isinstance(rank, int)

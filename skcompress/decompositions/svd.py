@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 from torch import Tensor
 
-from ..linalg import balanced_factors, leading_subspace, tail_energies
-from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
+from ..linalg import balanced_factors, break_even, leading_subspace, tail_energies
+from ..protocols import (
+    Curve,
+    Decomposition,
+    Factorization,
+    Factors,
+    Metric,
+    Rank,
+    Spectrum,
+    Stage,
+)
 from ..unfolding import unfold
-
-Fold = Callable[[Tensor, Tensor, Sequence[int]], Factors]
-
-
-def break_even(rows: int, columns: int) -> int:
-    """Largest rank at which two factors store fewer numbers than the matrix, at least 1."""
-    return max(1, min((rows * columns - 1) // (rows + columns), rows, columns))
+from .regression import Fold, RegressionFactorization
 
 
 class MatrixFactorization(Factorization):
@@ -101,8 +104,14 @@ class SVD(Decomposition):
         return None
 
     def factorize(self, weight: Tensor) -> MatrixFactorization:
-        fold = fold_input if self.unfolding == "input" else fold_output
-        return MatrixFactorization(weight, self.unfolding, fold, self.scheme)
+        return MatrixFactorization(weight, self.unfolding, self._fold, self.scheme)
+
+    def regress(self, weight: Tensor, metric: Metric) -> RegressionFactorization:
+        return RegressionFactorization(weight, self.unfolding, self._fold, self.scheme, metric)
+
+    @property
+    def _fold(self) -> Fold:
+        return fold_input if self.unfolding == "input" else fold_output
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         assert isinstance(rank, int)

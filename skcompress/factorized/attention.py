@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..protocols import Factors
+from .inputs import Inputs, rows
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear, linear
 from .reparametrized import computed_names, holds_more
@@ -244,6 +245,39 @@ class AttentionKind(LayerKind):
                 projections[slot.name] = linear(kept)
         packed_weight = dense_copy(packed, memo) if stays_packed else None
         return FactorizedMultiheadAttention(module, projections, packed_weight, memo)
+
+    def inputs(
+        self, module: Any, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        query, key, value = (call[name] for name in ("query", "key", "value"))
+        padding = call["key_padding_mask"]
+        # Boolean, or added to the scores: minus infinity at padding.
+        keep = None if padding is None else _additive(padding, torch.float32) > -torch.inf
+        keep_query = keep if _same(query, key) else None
+
+        def sequences(x: Tensor, kept: Tensor | None) -> Inputs:
+            time_first = x.dim() == 3 and not module.batch_first and not x.is_nested
+            return rows(x.transpose(0, 1) if time_first else x, kept)
+
+        yield "q_proj", sequences(query, keep_query)
+        yield "k_proj", sequences(key, keep)
+        yield "v_proj", sequences(value, keep)
+        if "out_proj" in wanted:
+            # torch multiplies by this weight inside a function where no hook can look: the
+            # same attention without its last projection, on the same parameters.
+            memo: Memo = {id(p): p for p in module.parameters()}
+            attention = self.build(module, {}, memo).eval()
+            attention.out_proj = nn.Identity()
+            mixed, _ = attention(**{**call, "need_weights": False})
+            yield "out_proj", sequences(mixed, keep_query)
+
+
+def _same(query: Tensor, key: Tensor) -> bool:
+    """Whether the queries are the keys, as in self-attention."""
+    if query is key or query.is_nested or key.is_nested:
+        return query is key
+    same_place = query.data_ptr() == key.data_ptr() and query.stride() == key.stride()
+    return same_place and query.shape == key.shape
 
 
 def _whole(parameter: Tensor) -> Callable[[], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
+from .inputs import Inputs
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import dense_weight
+from .patches import patches, transposed_patches
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -159,3 +161,11 @@ class ConvKind(LayerKind):
                 )
             chain = Factors(swapped, chain.groups)
         return FactorizedConv.from_factors(module, chain, dense_copy(module.bias, memo))
+
+    def inputs(
+        self, module: Any, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        if module.transposed:
+            yield "", transposed_patches(module, call["input"], call["output_size"])
+        else:
+            yield "", patches(module, call["input"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
+from .inputs import Lookups
 from .kind import Factorized, LayerKind, Memo, Slot, overrides
 from .linear import dense_weight
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
@@ -89,3 +90,8 @@ class EmbeddingKind(LayerKind):
 
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         return FactorizedEmbedding.from_factors(module, factors[""])
+
+    def inputs(
+        self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Lookups]]:
+        yield "", Lookups(call["input"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..protocols import Factors
+from .inputs import Inputs, Rows
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
@@ -131,3 +133,16 @@ class ExpertsKind(LayerKind):
                 stages = [dense_copy(slot.parameters[0], memo)]  # type: ignore[list-item]
             chains[name] = nn.ParameterList(stages)
         return FactorizedExperts(module, chains, memo)
+
+    def inputs(
+        self, module: Any, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        hidden, chosen = call["hidden_states"], call["top_k_index"]
+        for expert, weight in enumerate(module.gate_up_proj):
+            token, _ = torch.where(chosen == expert)
+            x = hidden[token]
+            lead = (len(hidden),)
+            yield "gate_up_proj", Rows(x, lead, place=token, group=expert)
+            if "down_proj" in wanted:
+                gated = module._apply_gate(F.linear(x, weight))
+                yield "down_proj", Rows(gated, lead, place=token, group=expert)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..protocols import Factors
+from .inputs import Inputs, Lookups
 from .reparametrized import computed_by
 
 Memo = dict[Any, Any]
@@ -90,6 +91,16 @@ class LayerKind(ABC):
             are missing.
         memo : of the `copy.deepcopy` under way; what is taken over from `module` is
             copied with it, so that sharing survives.
+        """
+
+    @abstractmethod
+    def inputs(
+        self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs | Lookups]]:
+        """Yield what weights of a module, in eval mode, are applied to in one call of it.
+
+        wanted : names of the slots that are asked for; others may be left out
+        call : what its forward receives, by name of the argument
         """
 
 

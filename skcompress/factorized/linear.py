@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..protocols import Factors
 from .chain import multiply_out
+from .inputs import Inputs, rows
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
@@ -85,6 +87,11 @@ class LinearKind(LayerKind):
     def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         return FactorizedLinear.from_factors(factors[""], dense_copy(module.bias, memo))
 
+    def inputs(
+        self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        yield "", rows(call["input"])
+
 
 class FactorizedConv1D(FactorizedLinear):
     """In place of `transformers.pytorch_utils.Conv1D`, whose weight is (in, out)."""
@@ -135,3 +142,8 @@ class Conv1DKind(LayerKind):
 
     def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         return FactorizedConv1D.from_factors(factors[""], dense_copy(module.bias, memo))
+
+    def inputs(
+        self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        yield "", rows(call["x"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..protocols import Factors
+from .hidden_states import recurrent_inputs
+from .inputs import Inputs
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear
 from .reparametrized import computed_names, holds_more
@@ -121,6 +123,12 @@ class RecurrentKind(LayerKind):
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         chains = {n: FactorizedLinear.from_factors(f, None) for n, f in factors.items()}
         return FactorizedRecurrent(module, chains, memo)
+
+    def inputs(
+        self, module: Any, wanted: Collection[str], call: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Inputs]]:
+        base = _BASES[module.mode]
+        yield from recurrent_inputs(module, base, wanted, call["input"], call["hx"])
 
 
 def _matrix(parameter: Tensor) -> Callable[[], Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..factorized.chain import multiply_out
-from ..protocols import Curve, Decomposition, Rank
+from ..protocols import Curve, Decomposition, Metric, Rank
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator
 
@@ -27,7 +27,8 @@ def check_decomposition(
 
     Laws: the weight is untouched; costs, shapes and `stages` agree with the factors; the
     predicted error is the measured one; error never grows along the ranks that no
-    other beats; the full rank is exact; the same call gives the same factors.
+    other beats; the full rank is exact; the same call gives the same factors. Where it
+    writes `regress`, the same for outputs on inputs with a second moment far from white.
     """
     decomposition: Decomposition = checked_estimator(plugin, Decomposition)
     name = type(decomposition).__name__
@@ -47,8 +48,32 @@ def check_decomposition(
             last = float(curve.errors[-1])
             limit = (tolerance * float(weight.norm())) ** 2
             assert last <= limit + 1e-30, f"{where}: the highest rank loses {last:.3g}"
+        if type(decomposition).regress is not Decomposition.regress:
+            _check_regression(where, decomposition, weight)
         check_unchanged(where, "factorize borrows the weight", before, weight)
     assert n_checked, f"{name} supports none of the weights that the check has"
+
+
+def _check_regression(where: str, decomposition: Decomposition, weight: Tensor) -> None:
+    """Check predicted mean squared errors of the outputs, to 1 % of what there is."""
+    n = weight[0].numel()
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    mixing *= torch.logspace(0, -1, n, dtype=torch.float64)
+    metric = Metric.of_inputs(weight, mixing @ mixing.mT)
+    curve = decomposition.regress(weight, metric).curve
+    for rank in _some_ranks(curve):
+        index = next(i for i in range(len(curve.costs)) if curve.rank_at(i) == rank)
+        factors = decomposition.regress(weight, metric).trim(rank).factors(weight, rank)
+        planned = decomposition.stages(tuple(weight.shape), rank)
+        assert factors.stages == planned, f"{where}: regress gives other factors than stages()"
+        lost = (multiply_out(factors) - weight).flatten(1).double()
+        measured = float((lost @ metric.gram * lost).sum())
+        predicted = float(curve.errors[index])
+        slack = 0.01 * metric.energy + 1e-30
+        assert abs(measured - predicted) <= slack, (
+            f"{where} at rank {rank}: outputs lose {measured}, predicted {predicted}"
+        )
 
 
 def _check_curve(where: str, curve: Curve, weight: Tensor, tolerance: float) -> None:

@@ -14,7 +14,6 @@ from torch import nn
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.errors import (
     BudgetError,
-    DataSupportError,
     MetaWeightError,
     ModelTypeError,
     NoLayerError,
@@ -186,20 +185,6 @@ def test_transform_of_another_architecture_names_the_first_difference(model):
     longer = nn.Sequential(*network(), nn.Linear(20, 5))
     with pytest.raises(PlanMismatchError, match="layer '3' is a Linear of shape 5x20"):
         compressor.transform(longer)
-
-
-@pytest.mark.parametrize("parameters", [
-    {"metric": "activations"}, {"metric": "fisher"}, {"reconstruction": "sequential"},
-])  # fmt: skip
-def test_data_aware_settings_say_that_they_need_data_support(parameters, model):
-    with pytest.raises(DataSupportError, match="needs data support"):
-        SVDCompressor(**parameters).fit(model)
-
-
-def test_data_with_the_automatic_metric_is_refused_and_with_weights_not_needed(model):
-    with pytest.raises(DataSupportError, match="with data"):
-        SVDCompressor(rank=0.7).fit(model, torch.zeros(2, 16))
-    SVDCompressor(rank=0.7, metric="weights").fit(model, torch.zeros(2, 16))
 
 
 def test_model_that_cannot_be_copied():

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from skcompress.decompositions.spatial_svd import SpatialSVD
-from skcompress.decompositions.svd import SVD, break_even
+from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
 from skcompress.factorized.chain import multiply_out
+from skcompress.linalg import break_even
 from skcompress.testing import awkward_weights
 
 UNFOLDINGS = {

@@ -20,6 +20,7 @@ LAYERS = [
     {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
      "plan"},
     {"selection"},
+    {"calibration"},
     {"compressors", "penalties"},
     {"testing", "training", "plotting"},
 ]  # fmt: skip

@@ -1,0 +1,173 @@
+"""From what people pass as data to the arguments of the model's forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset
+
+from ..errors import (
+    BatchTypeError,
+    DataTypeError,
+    EmptyDataError,
+    NonFiniteDataError,
+    OneShotDataError,
+)
+
+_INPUTS = (Tensor, np.ndarray, PackedSequence)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments for one forward.
+
+    mask : (batch, sequence), False at padding; from a dict's "attention_mask"
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Data as arguments of a model's forward; to be iterated as often as needed.
+
+    owner : whose data it is, for error messages
+    dtype : of the floating inputs; None leaves them as they are
+    accepted : names that the forward takes; None where it takes any
+    """
+
+    owner: str
+    data: Iterable[Any]
+    device: torch.device
+    dtype: torch.dtype | None
+    accepted: tuple[str, ...] | None
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Give the number of batches, where the data knows it."""
+        n = len(self.data)  # type: ignore[arg-type]
+        return -(-n // self.batch_size) if isinstance(self.data, Tensor | np.ndarray) else n
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = -1
+        for number, raw in enumerate(self._raw()):
+            yield self._batch(number, raw)
+        if number < 0:
+            raise EmptyDataError(self.owner, self.data)
+
+    def _raw(self) -> Iterable[Any]:
+        if not isinstance(self.data, Tensor | np.ndarray):
+            return self.data
+        starts = range(0, len(self.data), self.batch_size)
+        return (self.data[start : start + self.batch_size] for start in starts)
+
+    def _batch(self, number: int, raw: Any) -> Batch:
+        # A packed sequence is a tuple to Python.
+        if isinstance(raw, tuple | list) and raw and not isinstance(raw, PackedSequence):
+            raw = raw[0]
+        if isinstance(raw, _INPUTS):
+            return Batch((self._input(number, "the input", raw),), {})
+        if isinstance(raw, Mapping):
+            return self._keywords(number, raw)
+        raise BatchTypeError(self.owner, number, f"a {type(raw).__name__}")
+
+    def _keywords(self, number: int, raw: Mapping[Any, Any]) -> Batch:
+        kwargs = {
+            str(name): self._input(number, repr(name), value)
+            for name, value in raw.items()
+            # Labels and such, which this forward may not ask for, are left out.
+            if self.accepted is None or name in self.accepted
+        }
+        if not any(isinstance(value, (*_INPUTS, tuple)) for value in kwargs.values()):
+            listed = ", ".join(f"{name}: {type(value).__name__}" for name, value in raw.items())
+            takes = "tensors or arrays" if self.accepted is None else ", ".join(self.accepted)
+            hint = f"the forward of the model takes {takes}"
+            raise BatchTypeError(self.owner, number, f"a dict of {{{listed}}}", hint)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return Batch((), kwargs, mask != 0)
+        return Batch((), kwargs)
+
+    def _input(self, number: int, name: str, value: Any) -> Any:
+        """Check and move what may be tensors, tuples of them, or plain settings."""
+        if isinstance(value, PackedSequence):
+            settings: Any = {"device": self.device, "dtype": self.dtype}
+            return value.to(**settings)
+        if type(value) is tuple:
+            return tuple(self._input(number, name, item) for item in value)
+        if not isinstance(value, Tensor | np.ndarray):
+            return value
+        x = value.detach() if isinstance(value, Tensor) else self._from_numpy(number, name, value)
+        if x.is_floating_point() and not x.is_nested:
+            n_bad = int(x.numel() - x.isfinite().sum())
+            if n_bad:
+                raise NonFiniteDataError(self.owner, number, name, n_bad, value.shape)
+        return x.to(self.device, self.dtype if x.is_floating_point() else None)
+
+    def _from_numpy(self, number: int, name: str, value: np.ndarray) -> Tensor:
+        try:
+            return torch.tensor(np.ascontiguousarray(value))
+        except TypeError:
+            what = f"{name} as an array of {value.dtype}"
+            raise BatchTypeError(self.owner, number, what, "torch has no such numbers") from None
+
+
+def batches(owner: str, data: Any, model: nn.Module, *, batch_size: int = 64) -> Batches:
+    """Understand `data` as batches for `model`, or refuse it as an error of `owner`.
+
+    data : a tensor or an array, which is cut along its first axis; or a DataLoader or any
+        iterable of batches that can be read again
+    batch_size : of the pieces of a tensor or an array
+
+    Inputs are moved to the model's device. Floating ones are cast to the dtype of the
+    model's parameters, where these have only one. Of a dict, what the forward does not
+    accept is left out.
+
+    >>> model = torch.nn.Linear(3, 2)
+    >>> [batch.args[0].shape for batch in batches("Mine", np.zeros((100, 3)), model)]
+    [torch.Size([64, 3]), torch.Size([36, 3])]
+    """
+    _check(owner, data)
+    floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtype = floating.pop() if len(floating) == 1 else None
+    return Batches(owner, data, device_of(model), dtype, _accepted(model), batch_size)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of a model's first parameter or buffer; the CPU where it has none."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _check(owner: str, data: Any) -> None:
+    if isinstance(data, Iterator):
+        raise OneShotDataError(owner, data)
+    if isinstance(data, Mapping):
+        raise DataTypeError(owner, data, "a single batch goes into a list, data=[batch]")
+    if isinstance(data, Dataset):
+        # Its items have no batch axis, which some layers would not even notice.
+        raise DataTypeError(owner, data, "wrap it, data=DataLoader(dataset, batch_size=64)")
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise DataTypeError(owner, data)
+    if isinstance(data, Tensor | np.ndarray) and (data.ndim == 0 or 0 in data.shape):
+        raise EmptyDataError(owner, data)
+    if isinstance(data, list | tuple) and not data:
+        raise EmptyDataError(owner, data)
+
+
+def _accepted(model: nn.Module) -> tuple[str, ...] | None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind in named)

@@ -1,0 +1,53 @@
+"""A model to observe in place of the user's, and random numbers given back as they were."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from ..errors import ModelCopyError
+from ..factorized.reparametrized import cached_results
+
+
+def observer(model: nn.Module) -> nn.Module:
+    """Copy the modules of `model`, in eval mode, around the very same parameters.
+
+    Modes, hooks, buffers and attributes of the copy are its own, so that it can be run
+    and looked into without a trace in the user's model.
+    """
+    # A look-up with max_norm rescales the weight itself, and a lazy layer makes its own.
+    rescaled = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
+    written = {id(p) for m in rescaled for p in m.parameters(recurse=False)}
+    written |= {id(p) for p in model.parameters() if isinstance(p, UninitializedParameter)}
+    memo: dict[Any, Any] = cached_results(model)
+    memo.update((id(p), p) for p in model.parameters() if id(p) not in written)
+    try:
+        result: nn.Module = copy.deepcopy(model, memo)
+    except Exception as cause:
+        raise ModelCopyError(cause) from cause
+    return result.eval()
+
+
+@contextmanager
+def same_randomness(device: torch.device) -> Iterator[None]:
+    """Restore the global random states afterwards: of torch, numpy and Python.
+
+    Even a DataLoader that does not shuffle draws from torch's, and what shuffles or
+    augments gives the same batches each time that this starts from the same state.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

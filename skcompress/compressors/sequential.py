@@ -1,0 +1,128 @@
+"""Layer after layer: what the original gave, from what the compressed network is given."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..calibration import Anchored, Batches, anchored, calls_in_order, observer
+from ..factorized import kind_of
+from ..factorized.chain import merge_groups
+from ..factorized.kind import carry_over
+from ..plan import LayerPlan, Plan
+from ..protocols import Decomposition, Factors, Metric
+from ..selection import Site
+from .calibrated import takes_offset
+from .factorizing import Candidate, FactorizedSite, missing_mean, working_weight
+
+# Of the ridge, where outputs are regressed on drifted inputs: with less, layers of as many inputs
+# as there are samples learn the drift by heart.
+RIDGE = 1e-2
+
+
+def refit(
+    model: nn.Module,
+    sites: Sequence[Site],
+    found: Mapping[str, FactorizedSite],
+    plan: Plan,
+    decompositions: Mapping[str, Decomposition],
+    batches: Batches,
+    device: Any,
+    verbose: bool | int,
+) -> dict[str, FactorizedSite]:
+    """Fit the factors of every planned weight anew, in order of execution.
+
+    found : what is known of each site, with the factorisation of the planned rank
+
+    Weights that several layers share, and look-ups, keep their factors.
+    """
+    original, successor = observer(model), observer(model)
+    by_module: dict[str, list[Site]] = defaultdict(list)
+    for site in sites:
+        if plan[site.name].rank is not None:
+            for module_name, _ in site.users:
+                by_module[module_name].append(site)
+    result = dict(found)
+    calls = calls_in_order(original, by_module, batches)
+    for name in tqdm(calls, desc="reconstruct", unit="layer", disable=not verbose):
+        own = [site for site in by_module[name] if len(site.users) == 1]
+        moments = anchored(
+            original, successor, name, calls[name], {s.slot.name: s.slot for s in own}, batches
+        )
+        for site in own:
+            if site.slot.name in moments:
+                weight = working_weight(site, device)
+                given = moments[site.slot.name]
+                result[site.name] = _refitted(
+                    site, weight, result[site.name], plan[site.name], given, decompositions
+                )
+        _replace(successor, name, by_module[name], result, plan, device)
+    return result
+
+
+def _refitted(
+    site: Site,
+    weight: Tensor,
+    known: FactorizedSite,
+    planned: LayerPlan,
+    given: Anchored,
+    decompositions: Mapping[str, Decomposition],
+) -> FactorizedSite:
+    assert planned.scheme is not None
+    assert planned.rank is not None
+    decomposition = decompositions[planned.scheme]
+    centred = takes_offset(site)
+    moments = given.centred() if centred else given
+    parts = []
+    for g, group in enumerate(weight):
+        gram, cross = (m[g].to(weight.device) for m in (moments.gram, moments.cross))
+        metric = Metric(gram, cross, float(moments.energy[g]), RIDGE)
+        parts.append(decomposition.regress(group, metric).trim(planned.rank))
+    means = (given.inputs.to(weight.device), given.outputs.to(weight.device)) if centred else None
+    return replace(known, candidates=(Candidate(repr(decomposition), parts),), means=means)
+
+
+def _replace(
+    successor: nn.Module,
+    name: str,
+    sites: Sequence[Site],
+    found: Mapping[str, FactorizedSite],
+    plan: Plan,
+    device: Any,
+) -> None:
+    """Put the stand-in of one module into the successor, wherever it is used."""
+    module = successor.get_submodule(name)
+    kind = kind_of(module)
+    assert kind is not None
+    factors: dict[str, Factors] = {}
+    offset = None
+    for site in sites:
+        planned, known = plan[site.name], found[site.name]
+        assert planned.scheme is not None
+        assert planned.rank is not None
+        weight = working_weight(site, device)
+        parts = known.parts(planned.scheme, known.fingerprint)
+        assert parts is not None
+        made = [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
+        if known.means is not None:
+            offset = missing_mean(made, *known.means)
+        merged = merge_groups(made)
+        stored = site.slot.read().detach()
+        tensors = tuple(nn.Parameter(t.to(stored).contiguous(), False) for t in merged.tensors)
+        slot = next(s for m, s in site.users if m == name)
+        factors[slot] = Factors(tensors, merged.groups)
+    stand_in = kind.build(module, factors, {})
+    carry_over(module, stand_in, {})
+    if offset is not None:
+        with torch.no_grad():
+            stand_in.bias.add_(offset.to(stand_in.bias))  # type: ignore[union-attr, operator, arg-type]
+    for parent in list(successor.modules()):
+        for child, inner in list(parent.named_children()):
+            if inner is module:
+                setattr(parent, child, stand_in)

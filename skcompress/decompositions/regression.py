@@ -1,0 +1,108 @@
+"""Reduced-rank regression: the factors that best reproduce outputs from given inputs.
+
+A layer with unfolded weight W (o, n) is to give outputs y from inputs x. Of these only second
+moments are known: A = E[x x^T], C = E[y x^T] and E[|y|^2]. Where y = W x that is C = W A, and the
+best factors are the truncated SVD in the metric of the activations; where y are the outputs of
+the original network and x the inputs that an already compressed one gives, the factors make up for
+what was lost before.
+
+Every scheme is the same two steps. The first factor V (r, c) reads the c columns of an unfolding:
+the leading directions of the regression W* = C A^-1 in the metric of these columns. It is applied
+at each of the k places of the kernel axes that the unfolding leaves over, so that
+z = (V (x) I_k) x = B x; the second factor is then exact least squares of y on z.
+
+References: Izenman 1975 (reduced-rank regression); Zhang et al. 2015, arXiv 1505.06798 (anchored to
+the original's outputs); Wang et al. 2024, arXiv 2403.07378 (whitening by the inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..linalg import balance, break_even, cholesky, right_directions
+from ..protocols import Curve, Factorization, Factors, Metric, Rank, Spectrum
+from ..unfolding import unfold
+
+Fold = Callable[[Tensor, Tensor, Sequence[int]], Factors]
+
+
+class RegressionFactorization(Factorization):
+    """Factors of one weight in the metric of its inputs, at every rank that saves numbers.
+
+    unfolding : which matrix; fold : gives the factors of (rows, r) and (r, columns);
+    scheme : the name that the report shows.
+    """
+
+    def __init__(self, weight: Tensor, unfolding: str, fold: Fold, scheme: str, metric: Metric):
+        out = weight.shape[0]
+        rows, columns = unfold(weight, unfolding).shape
+        places = rows // out
+        metric = with_ridge(weight, metric)
+        # Inputs in the order (places, columns): places are what of the kernel is in the rows.
+        numbers = torch.arange(weight[0].numel(), device=weight.device)
+        order = unfold(numbers.reshape(1, *weight.shape[1:]), unfolding).flatten()
+        gram, cross = metric.gram[order][:, order], metric.cross[:, order]
+        by_place = gram.reshape(places, columns, places, columns)
+        root = cholesky(by_place.diagonal(dim1=0, dim2=2).sum(-1) / places)
+        regression = torch.cholesky_solve(cross.mT, cholesky(gram)).mT.reshape(rows, columns)
+        most = min(rows, columns, break_even(rows, columns))
+        values, directions = right_directions(regression @ root)
+        # Rows of the first factor, at every rank the first so many of them: Z^T L^-1.
+        self._right = torch.linalg.solve_triangular(
+            root, directions[:, :most].mT, upper=False, left=False
+        )
+        seen = torch.einsum("rc,kcld,sd->rksl", self._right, by_place, self._right)
+        self._root = cholesky(seen.reshape(most * places, most * places))
+        target = torch.einsum("rc,okc->rko", self._right, cross.reshape(out, places, columns))
+        # Row i: what the i-th number of z, less what those before it say, tells about y.
+        self._told = torch.linalg.solve_triangular(
+            self._root, target.reshape(most * places, out), upper=False
+        )
+        gained = self._told.square().sum(1).reshape(most, places).sum(1).cumsum(0)
+        ranks = np.arange(1, most + 1)
+        self._fold, self._places = fold, places
+        self.curve = Curve(
+            scheme=scheme,
+            ranks=ranks,
+            costs=ranks * (rows + columns),
+            errors=(metric.energy - gained).clamp_(min=0).cpu().numpy(),
+            total=metric.energy,
+            full_rank=min(rows, columns),
+            spectra=(Spectrum(values.cpu().numpy(), (rows, columns)),),
+        )
+
+    def factors(self, weight: Tensor, rank: Rank) -> Factors:
+        assert isinstance(rank, int)
+        n = rank * self._places
+        left = torch.linalg.solve_triangular(self._root[:n, :n].mT, self._told[:n], upper=True)
+        left = left.reshape(rank, self._places, -1).permute(2, 1, 0).flatten(0, 1)
+        left, right = balance(left, self._right[:rank])
+        return self._fold(left.to(weight.dtype), right.to(weight.dtype), weight.shape)
+
+    def trim(self, rank: Rank) -> RegressionFactorization:
+        assert isinstance(rank, int)
+        n = rank * self._places
+        self._right = self._right[:rank].clone()
+        self._root, self._told = self._root[:n, :n].clone(), self._told[:n].clone()
+        return self
+
+
+def with_ridge(weight: Tensor, metric: Metric) -> Metric:
+    """Add a little of what the weight would give on white inputs.
+
+    The regression then shrinks to the weight, not to zero, where inputs say nothing; A
+    becomes positive definite.
+    """
+    ridge = metric.ridge
+    size = float(metric.gram.diagonal().mean()) or 1.0
+    matrix = weight.flatten(1).to(metric.gram)
+    white = torch.eye(len(metric.gram), dtype=matrix.dtype, device=matrix.device)
+    return Metric(
+        metric.gram + ridge * size * white,
+        metric.cross + ridge * size * matrix,
+        metric.energy + ridge * size * float(matrix.square().sum()),
+    )

@@ -1,0 +1,298 @@
+"""`fit(model, data)`: factors for the inputs that each layer meets."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor
+from skcompress.errors import (
+    CalibratedWeightError,
+    DataSupportError,
+    MissingDataError,
+    NoLayerError,
+    OneShotDataError,
+)
+from skcompress.testing import check_untouched, snapshot
+
+
+def seeded(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def network():
+    return seeded(lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, groups=2, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 10),
+    ).eval())  # fmt: skip
+
+
+def images(n=64, seed=1):
+    """Smooth images: inputs with few directions, as real ones have."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, 3, 3, 3, generator=g)
+    return nn.functional.interpolate(coarse, size=(12, 12), mode="bilinear")
+
+
+def error(model, small, x):
+    with torch.no_grad():
+        return float((model(x) - small(x)).norm() / model(x).norm())
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
+def test_outputs_are_closer_than_without_data_on_new_inputs_too(keep):
+    model, x, new = network(), images(), images(seed=2)
+    plain = SVDCompressor(rank=keep).fit_transform(model)
+    small = SVDCompressor(rank=keep, reconstruction="independent").fit_transform(model, x)
+    assert error(model, small, new) < 0.7 * error(model, plain, new)
+    counted = sum(p.numel() for p in small.parameters())
+    assert counted <= keep * sum(p.numel() for p in model.parameters())
+
+
+def test_predicted_error_is_that_of_the_layers_outputs():
+    layer, x = seeded(lambda: nn.Linear(30, 20)), torch.randn(500, 4) @ torch.randn(4, 30) + 1.0
+    compressor = SVDCompressor(rank=3)
+    small = compressor.fit_transform(nn.Sequential(layer), x)
+    with torch.no_grad():
+        lost = layer(x) - small(x)
+        spread = layer(x) - layer(x).mean(0)
+        assert float(lost.mean(0).norm()) < 1e-4 * float(layer(x).norm())  # the bias takes it
+        measured = float(lost.norm() / spread.norm())
+    assert compressor.plan_["0"].error == pytest.approx(measured, abs=2e-2)
+
+
+class Crooked(nn.Module):
+    """Layers registered in another order than they run in, one of them twice, and a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.second = nn.Linear(96, 10), nn.Linear(96, 96)
+        self.twice, self.first = nn.Linear(96, 96), nn.Linear(64, 96)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).relu()
+        x = x + self.twice(self.second(x).relu())
+        return self.last(self.twice(x).relu_())
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return images, torch.tensor(labels)
+
+
+@pytest.mark.parametrize(("build", "keep"), [(convolutional, 0.25), (Crooked, 0.25)])
+def test_sequential_makes_up_for_the_layers_before(build, keep, digits):
+    images, labels = digits
+    model = seeded(build)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for epoch in range(6):
+        order = torch.randperm(1200, generator=torch.Generator().manual_seed(epoch))
+        for batch in order.split(50):
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    test, right = images[1200:], labels[1200:]
+
+    def accuracy(network):
+        with torch.no_grad():
+            return float((network(test).argmax(1) == right).float().mean())
+
+    small = {
+        way: SVDCompressor(rank=keep, reconstruction=way).fit_transform(model, images[:400])
+        for way in ("independent", "sequential", "auto")
+    }
+    plain = SVDCompressor(rank=keep).fit_transform(model)
+    assert error(model, small["independent"], test) < error(model, plain, test)
+    assert error(model, small["sequential"], test) < 0.85 * error(model, small["independent"], test)
+    assert accuracy(small["sequential"]) > accuracy(model) - 0.1
+    assert error(small["auto"], small["sequential"], test) == 0.0
+
+
+def test_whitened_factors_are_optimal():
+    x = torch.randn(400, 30, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 30)
+    layer = seeded(lambda: nn.Linear(30, 20, bias=False))
+    for rank in (2, 5, 8):
+        small = SVDCompressor(rank=rank).fit_transform(layer, x)
+        with torch.no_grad():
+            values = torch.linalg.svdvals(layer(x).double())
+            lost = float((layer(x) - small(x)).double().square().sum())
+        optimal = float(values[rank:].square().sum())
+        assert lost <= optimal + 1e-4 * float(values.square().sum())
+
+
+def test_full_rank_keeps_the_function():
+    model, x = network(), images()
+    small = SVDCompressor(rank={"0": 26, "3": 20, "7": 27, "9": 7}, scheme="output")
+    result = small.fit_transform(model, x)
+    assert set(small.ranks_) <= {"0", "3", "7", "9"}
+    full = SVDCompressor(rank=1.0).fit_transform(model, x)
+    assert error(model, full, x) < 1e-5
+    assert error(model, result, x) < 0.5
+
+
+def test_the_model_and_the_data_stay_as_they_were():
+    model, x = network().train(), images()
+    before, data = snapshot(model), x.clone()
+    state = torch.get_rng_state()
+    SVDCompressor(rank=0.4).fit_transform(model, x)
+    check_untouched("SVDCompressor", model, before)
+    assert torch.equal(x, data)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_same_data_in_all_its_forms():
+    model, x = network(), images()
+    pairs = torch.utils.data.TensorDataset(x, torch.zeros(len(x)))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=16)
+    forms = [x, x.numpy(), [x[:20], x[20:]], [(x, None)], [{"input": x}], loader]
+    plans = [SVDCompressor(rank=0.4).fit(model, form).plan_ for form in forms]
+    assert all(plan == plans[0] or _close(plan, plans[0]) for plan in plans)
+
+
+def _close(plan, other):
+    return all(
+        (a.rank, a.scheme) == (b.rank, b.scheme) and a.error == pytest.approx(b.error, rel=1e-3)
+        for a, b in zip(plan, other, strict=True)
+    )
+
+
+def test_transform_of_the_same_weights_of_others_and_of_none():
+    model, x = network(), images()
+    compressor = SVDCompressor(rank=0.4).fit(model, x)
+    once, again = compressor.transform(model), compressor.transform(copy.deepcopy(model))
+    assert all(map(torch.equal, once.state_dict().values(), again.state_dict().values()))
+    one_call = SVDCompressor(rank=0.4).fit_transform(model, x)
+    assert all(map(torch.equal, once.state_dict().values(), one_call.state_dict().values()))
+    travelled = pickle.loads(pickle.dumps(compressor)).transform(model)
+    assert all(map(torch.equal, once.state_dict().values(), travelled.state_dict().values()))
+
+    skeleton = compressor.transform(copy.deepcopy(model).to("meta"))
+    skeleton.load_state_dict(once.state_dict(), assign=True)
+    assert error(once, skeleton, x) == 0.0
+
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[7].weight[0, 0] += 1.0
+    with pytest.raises(CalibratedWeightError, match="layer '7' is not the one that was fitted"):
+        compressor.transform(other)
+
+
+def test_warm_start_needs_no_second_pass_and_notices_other_data(monkeypatch):
+    model, x = network(), images()
+    settings = {"reconstruction": "independent", "warm_start": True}
+    compressor = SVDCompressor(rank=0.4, **settings).fit(model, x)
+    calls = []
+    monkeypatch.setattr(nn.Conv2d, "forward", _counting(nn.Conv2d.forward, calls))
+    compressor.set_params(rank=0.6).fit(model, x)
+    assert not calls
+    plan = compressor.plan_
+    compressor.fit(model, images(seed=3))
+    assert calls
+    x.mul_(2.0)
+    calls.clear()
+    compressor.fit(model, x)
+    assert calls
+    monkeypatch.undo()
+    assert plan == SVDCompressor(rank=0.6, **settings).fit(network(), images()).plan_
+
+
+def _counting(forward, calls):
+    @functools.wraps(forward)
+    def counted(self, *args, **kwargs):
+        calls.append(type(self).__name__)
+        return forward(self, *args, **kwargs)
+
+    return counted
+
+
+def test_a_layer_that_no_batch_reaches_stays_dense_and_says_so():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(30, 30), nn.Linear(30, 30)
+
+        def forward(self, x, other=False):
+            return self.unused(x) if other else self.used(x)
+
+    compressor = SVDCompressor(rank=0.8).fit(seeded(Branches), torch.randn(50, 30))
+    assert compressor.plan_["unused"].reason == "no batch of the data reaches it"
+    assert compressor.plan_["used"].rank is not None
+
+
+def test_an_embedding_keeps_what_is_looked_up():
+    model = seeded(lambda: nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 4)))
+    tokens = torch.randint(10, (200,), generator=torch.Generator().manual_seed(0))
+    aware = SVDCompressor(rank={"0": 8}).fit_transform(model, tokens[:, None])
+    plain = SVDCompressor(rank={"0": 8}).fit_transform(model)
+    rows = torch.arange(10)
+    assert error(model[0], aware[0], rows) < 0.6 * error(model[0], plain[0], rows)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(),
+        lambda: nn.LSTM(16, 24, num_layers=2, batch_first=True),
+        lambda: nn.Sequential(nn.ConvTranspose1d(7, 16, 4, stride=2, groups=1)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 24)),
+    ],
+)
+def test_every_kind_of_layer(build):
+    model, x = seeded(build), torch.randn(40, 7, 16, generator=torch.Generator().manual_seed(0))
+    compressor = SVDCompressor(rank=0.7)
+    small = compressor.fit_transform(model, x)
+    assert compressor.ranks_
+    with torch.no_grad():
+        outputs = [m(x)[0] if isinstance(m, nn.LSTM) or hasattr(m, "factors") else m(x)
+                   for m in (model, small)]  # fmt: skip
+    assert float((outputs[0] - outputs[1]).norm()) < 0.6 * float(outputs[0].norm())
+
+
+def test_decompositions_that_know_nothing_of_inputs_take_no_part():
+    model, x = network(), images()
+    compressor = LowRankCompressor(("svd", "tucker"), rank=0.5).fit(model, x)
+    assert {p.scheme for p in compressor.plan_ if p.scheme} == {"output"}
+    with pytest.raises(NoLayerError, match="works in the metric of the weights only"):
+        TuckerCompressor(rank=0.5).fit(model, x)
+    assert TuckerCompressor(rank=0.5, metric="weights").fit(model, x).ranks_
+
+
+def test_metric_weights_does_not_look_at_the_data():
+    model = network()
+    plan = SVDCompressor(rank=0.5, metric="weights").fit(model, iter([])).plan_
+    assert plan == SVDCompressor(rank=0.5).fit(model).plan_
+
+
+def test_what_is_missing_and_what_is_not_there_yet():
+    model, x = network(), images()
+    with pytest.raises(MissingDataError, match="metric='activations' of SVDCompressor needs data"):
+        SVDCompressor(metric="activations").fit(model)
+    with pytest.raises(DataSupportError, match="metric='fisher'"):
+        SVDCompressor(metric="fisher").fit(model, x)
+    with pytest.raises(MissingDataError, match="reconstruction='sequential' of SVDCompressor"):
+        SVDCompressor(reconstruction="sequential").fit(model)
+    with pytest.raises(MissingDataError):
+        SVDCompressor(reconstruction="sequential", metric="weights").fit(model, x)
+    with pytest.raises(OneShotDataError):
+        SVDCompressor().fit(model, iter([x]))
