@@ -13,13 +13,12 @@ from tqdm.auto import tqdm
 
 from ..calibration import Anchored, Batches, anchored, calls_in_order, observer
 from ..factorized import kind_of
-from ..factorized.chain import merge_groups
 from ..factorized.kind import carry_over
 from ..plan import LayerPlan, Plan
 from ..protocols import Decomposition, Factors, Metric
 from ..selection import Site
 from .calibrated import takes_offset
-from .factorizing import Candidate, FactorizedSite, missing_mean, working_weight
+from .factorizing import Candidate, FactorizedSite, stage_parameters, working_weight
 
 # Of the ridge, where outputs are regressed on drifted inputs: with less, layers of as many inputs
 # as there are samples learn the drift by heart.
@@ -62,7 +61,7 @@ def refit(
                 result[site.name] = _refitted(
                     site, weight, result[site.name], plan[site.name], given, decompositions
                 )
-        _replace(successor, name, by_module[name], result, plan, device)
+        _replace(successor, name, by_module[name], result, plan, decompositions, device)
     return result
 
 
@@ -94,6 +93,7 @@ def _replace(
     sites: Sequence[Site],
     found: Mapping[str, FactorizedSite],
     plan: Plan,
+    decompositions: Mapping[str, Decomposition],
     device: Any,
 ) -> None:
     """Put the stand-in of one module into the successor, wherever it is used."""
@@ -103,25 +103,17 @@ def _replace(
     factors: dict[str, Factors] = {}
     offset = None
     for site in sites:
-        planned, known = plan[site.name], found[site.name]
-        assert planned.scheme is not None
-        assert planned.rank is not None
-        weight = working_weight(site, device)
-        parts = known.parts(planned.scheme, known.fingerprint)
-        assert parts is not None
-        made = [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
-        if known.means is not None:
-            offset = missing_mean(made, *known.means)
-        merged = merge_groups(made)
-        stored = site.slot.read().detach()
-        tensors = tuple(nn.Parameter(t.to(stored).contiguous(), False) for t in merged.tensors)
-        slot = next(s for m, s in site.users if m == name)
-        factors[slot] = Factors(tensors, merged.groups)
+        known = found[site.name]
+        made, missing = stage_parameters(
+            site, plan[site.name], known, decompositions, device, calibrated=True
+        )
+        factors[next(slot for user, slot in site.users if user == name)] = made
+        offset = offset if missing is None else missing
     stand_in = kind.build(module, factors, {})
     carry_over(module, stand_in, {})
     if offset is not None:
         with torch.no_grad():
-            stand_in.bias.add_(offset.to(stand_in.bias))  # type: ignore[union-attr, operator, arg-type]
+            stand_in.bias.add_(offset)  # type: ignore[union-attr, operator]
     for parent in list(successor.modules()):
         for child, inner in list(parent.named_children()):
             if inner is module:
