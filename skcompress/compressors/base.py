@@ -147,11 +147,10 @@ class FactorizingCompressor(Compressor):
         self._seen_data = (data, _version(data)) if calibrated and self.warm_start else None
         self._fits: dict[str, FactorizedSite] = {}
         if calibrated and self.reconstruction != "independent":
-            chosen = [s.trimmed(c) for s, c in zip(sites, choices, strict=True)]
             self._fits = refit(
                 model,
                 selection.sites,
-                {s.name: s for s in chosen},
+                {s.name: s for s in sites},
                 plan,
                 decompositions,
                 calibration.batches(type(self).__name__, data, model),

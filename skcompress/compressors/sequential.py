@@ -37,9 +37,10 @@ def refit(
 ) -> dict[str, FactorizedSite]:
     """Fit the factors of every planned weight anew, in order of execution.
 
-    found : what is known of each site, with the factorisation of the planned rank
+    found : what is known of each site; it stays as it is
 
-    Weights that several layers share, and look-ups, keep their factors.
+    Gives those that were fitted. Weights that several layers share, and look-ups, keep
+    the factors that they have.
     """
     original, successor = observer(model), observer(model)
     by_module: dict[str, list[Site]] = defaultdict(list)
@@ -47,7 +48,7 @@ def refit(
         if plan[site.name].rank is not None:
             for module_name, _ in site.users:
                 by_module[module_name].append(site)
-    result = dict(found)
+    fitted: dict[str, FactorizedSite] = {}
     calls = calls_in_order(original, by_module, batches)
     for name in tqdm(calls, desc="reconstruct", unit="layer", disable=not verbose):
         own = [site for site in by_module[name] if len(site.users) == 1]
@@ -58,11 +59,12 @@ def refit(
             if site.slot.name in moments:
                 weight = working_weight(site, device)
                 given = moments[site.slot.name]
-                result[site.name] = _refitted(
-                    site, weight, result[site.name], plan[site.name], given, decompositions
+                fitted[site.name] = _refitted(
+                    site, weight, found[site.name], plan[site.name], given, decompositions
                 )
-        _replace(successor, name, by_module[name], result, plan, decompositions, device)
-    return result
+        latest = {**found, **fitted}
+        _replace(successor, name, by_module[name], latest, plan, decompositions, device)
+    return fitted
 
 
 def _refitted(

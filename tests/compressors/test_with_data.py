@@ -217,6 +217,18 @@ def test_warm_start_needs_no_second_pass_and_notices_other_data(monkeypatch):
     assert plan == SVDCompressor(rank=0.6, **settings).fit(network(), images()).plan_
 
 
+def test_warm_start_with_reconstruction_is_a_fresh_fit():
+    model, x = network(), images()
+    tokens = seeded(lambda: nn.Sequential(nn.Embedding(60, 16), nn.Linear(16, 40)))
+    rows = torch.randint(60, (50, 3), generator=torch.Generator().manual_seed(0))
+    for network_, data in ((model, x), (tokens, rows)):
+        warm = SVDCompressor(warm_start=True)
+        for rank in (0.4, 0.7, 0.5):
+            small = warm.set_params(rank=rank).fit_transform(network_, data)
+            fresh = SVDCompressor(rank=rank).fit_transform(network_, data)
+            assert all(map(torch.equal, small.state_dict().values(), fresh.state_dict().values()))
+
+
 def _counting(forward, calls):
     @functools.wraps(forward)
     def counted(self, *args, **kwargs):
