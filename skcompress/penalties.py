@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
@@ -47,8 +47,20 @@ class _Met:
 def weighted_penalty(regularizer: Regularizer, model: nn.Module) -> Tensor:
     """Strength times the sum of penalties over a model's weights, as a scalar with a graph."""
     model = unwrap(regularizer, model)
+    return _total(model, _due(regularizer, model, "penalty"))
+
+
+def mean_penalty(regularizer: Regularizer, model: nn.Module) -> float:
+    """What `weighted_penalty` gives on average, whatever turn it is; counts as no call."""
+    model = unwrap(regularizer, model)
+    terms = [(t, strength, _meet(t, model).sites) for t, strength in _summands(regularizer)]
+    with torch.no_grad():
+        return float(_total(model, [term for term in terms if term[1] > 0 and term[2]]))
+
+
+def _total(model: nn.Module, terms: Iterable[tuple[Regularizer, float, list[Site]]]) -> Tensor:
     total = _anywhere(model).new_zeros((), dtype=torch.float32)
-    for term, strength, sites in _due(regularizer, model, "penalty"):
+    for term, strength, sites in terms:
         weights = [site.slot.read() for site in sites]
         _check_finite(sites, weights)
         for weight in weights:

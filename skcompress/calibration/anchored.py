@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..factorized import Slot, kind_of
-from ..factorized.inputs import Inputs, arguments
+from ..factorized import Slot
+from ..factorized.inputs import Inputs
 from .batches import Batch, Batches, device_of
 from .borrowed import same_randomness
-from .collect import forward
+from .collect import forward, slot_inputs
 from .precision import full_precision
 from .statistics import piece_size
 
@@ -124,11 +124,8 @@ def _calls(
     found: Calls = []
 
     def watch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        kind = kind_of(module)
-        assert kind is not None
-        call = arguments(module, args, kwargs)
-        inputs = kind.inputs(module, slots.keys(), call)
-        found.append({s: i for s, i in inputs if s in slots and isinstance(i, Inputs)})
+        inputs = slot_inputs(module, args, kwargs, slots.keys())
+        found.append({slot: i for slot, i in inputs if isinstance(i, Inputs)})
         if len(found) == n_calls:
             raise _Reached
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..errors import CalibrationValueError, MetaWeightError, NonFiniteInputError
 from ..factorized import kind_of
-from ..factorized.inputs import arguments
+from ..factorized.inputs import Inputs, Lookups, arguments
 from ..selection import Site
 from .batches import Batch, Batches, device_of
 from .borrowed import observer, same_randomness
@@ -121,12 +121,8 @@ class _Observation:
 
         # After the forward, so that what a layer refuses gets the layer's own words.
         def watch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            kind = kind_of(module)
-            assert kind is not None
-            call = arguments(module, args, kwargs)
-            for slot, inputs in kind.inputs(module, site_of.keys(), call):
-                if slot in site_of:
-                    self._sums[site_of[slot]].add(inputs, self.mask)
+            for slot, inputs in slot_inputs(module, args, kwargs, site_of.keys()):
+                self._sums[site_of[slot]].add(inputs, self.mask)
 
         return watch
 
@@ -158,6 +154,17 @@ def _run(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def slot_inputs(
+    module: nn.Module, args: Any, kwargs: dict[str, Any], wanted: Collection[str]
+) -> Iterator[tuple[str, Inputs | Lookups]]:
+    """Yield what the wanted weights of a module are applied to in this call of it."""
+    kind = kind_of(module)
+    assert kind is not None
+    for slot, inputs in kind.inputs(module, wanted, arguments(module, args, kwargs)):
+        if slot in wanted:
+            yield slot, inputs
 
 
 def forward(copy: nn.Module, number: int, batch: Batch, owner: str) -> None:

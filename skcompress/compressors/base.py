@@ -128,7 +128,11 @@ class FactorizingCompressor(Compressor):
 
         decompositions = self._resolved_decompositions()
         allocation = registry.make("allocations", self.allocation)
-        sites = self._factorized_sites(model, data, selection.sites, decompositions, calibrated)
+        batches = calibration.batches(type(self).__name__, data, model) if calibrated else None
+        seen_data = (data, _version(data)) if calibrated else None
+        same = self.warm_start and _same(seen_data, getattr(self, "_seen_data", None))
+        known = getattr(self, "_factorized", {}) if same else {}
+        sites = self._factorized_sites(model, selection.sites, decompositions, batches, known)
         _require_support(type(self).__name__, sites, decompositions)
         n_in = count_parameters(model)
         choices, reasons = choose_options(sites, selection.sites, self.rank, allocation, n_in)
@@ -144,16 +148,16 @@ class FactorizingCompressor(Compressor):
         self._patterns = (self.layers, self.exclude)
         self._decompositions = decompositions
         self._calibrated = calibrated
-        self._seen_data = (data, _version(data)) if calibrated and self.warm_start else None
+        self._seen_data = seen_data if self.warm_start else None
         self._fits: dict[str, FactorizedSite] = {}
-        if calibrated and self.reconstruction != "independent":
+        if batches is not None and self.reconstruction != "independent":
             self._fits = refit(
                 model,
                 selection.sites,
                 {s.name: s for s in sites},
                 plan,
                 decompositions,
-                calibration.batches(type(self).__name__, data, model),
+                batches,
                 self.device,
                 self.verbose,
             )
@@ -220,18 +224,14 @@ class FactorizingCompressor(Compressor):
     def _factorized_sites(
         self,
         model: nn.Module,
-        data: Any,
         sites: Sequence[Site],
         decompositions: Mapping[str, Decomposition],
-        calibrated: bool,
+        batches: calibration.Batches | None,
+        known: Mapping[str, FactorizedSite],
     ) -> list[FactorizedSite]:
-        """Do the expensive step for every weight, or take it over from the last `fit`."""
+        """Do the expensive step for every weight, in the metric that there are inputs for."""
         compete = partial(self._competing, decompositions)
-        seen = (data, _version(data)) if calibrated else None
-        same = self.warm_start and _same(seen, getattr(self, "_seen_data", None))
-        known = getattr(self, "_factorized", {}) if same else {}
-        if calibrated:
-            batches = calibration.batches(type(self).__name__, data, model)
+        if batches is not None:
             return regress_sites(model, sites, batches, compete, known, self.device, self.verbose)
         return factorize_sites(sites, compete, known, self.device, self.n_jobs, self.verbose)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -32,51 +32,62 @@ def regress_sites(
     known : earlier results on the same data; those of unchanged weights are taken over
     """
     found: dict[str, FactorizedSite] = {}
+    waiting: dict[str, tuple[Site, int, list[tuple[str, Decomposition]]]] = {}
     for site in sites:
         weight = working_weight(site, device)
         seen = fingerprint(site.name, weight)  # which also refuses NaN before any forward
-        names = [repr(d) for d in compete(weight.shape[1:]) if knows_inputs(d)]
-        if site.name in known and known[site.name].is_result_of(seen, names):
-            found[site.name] = known[site.name]
-    open_ = {site.name: site for site in sites if site.name not in found}
-    for name, statistics in stream(model, list(open_.values()), batches, verbose=verbose):
-        site = open_[name]
-        weight = working_weight(site, device)
-        able = [d for d in compete(weight.shape[1:]) if knows_inputs(d)]
-        found[name] = _regress(site, weight, statistics, able)
-    for name, site in open_.items():
-        if name not in found:
+        jobs = [(repr(d), d) for d in compete(weight.shape[1:]) if knows_inputs(d)]
+        earlier = known.get(site.name)
+        if earlier is not None and earlier.is_result_of(seen, [settings for settings, _ in jobs]):
+            found[site.name] = earlier
+        else:
+            waiting[site.name] = (site, seen, jobs)
+    open_ = [site for site, _, _ in waiting.values()]
+    for name, statistics in stream(model, open_, batches, verbose=verbose):
+        site, seen, jobs = waiting[name]
+        found[name] = _regress(site, seen, working_weight(site, device), statistics, jobs)
+    for site in open_:
+        if site.name not in found:
             shape, size = tuple(site.slot.shape[1:]), site.slot.size
-            found[name] = FactorizedSite(name, shape, size, 0, (), reason=NOT_REACHED)
+            found[site.name] = FactorizedSite(site.name, shape, size, 0, (), reason=NOT_REACHED)
     return [found[site.name] for site in sites]
 
 
 def _regress(
-    site: Site, weight: Tensor, statistics: Statistics, decompositions: Iterable[Decomposition]
+    site: Site,
+    seen: int,
+    weight: Tensor,
+    statistics: Statistics,
+    jobs: Sequence[tuple[str, Decomposition]],
 ) -> FactorizedSite:
     means = None
-    candidates = []
-    for decomposition in decompositions:
-        if statistics.moments is None:
-            parts = _of_lookups(weight, statistics, decomposition)
-        else:
-            moments = statistics.moments
-            centred = takes_offset(site)
-            if centred:
-                inputs = moments.mean.to(weight.device)
-                means = inputs, (weight.flatten(2).to(inputs) @ inputs[..., None])[..., 0]
-            grams = moments.covariance if centred else moments.gram
-            parts = [
-                decomposition.regress(group, Metric.of_inputs(group, gram.to(weight.device)))
-                for group, gram in zip(weight, grams, strict=True)
-            ]
-        candidates.append(Candidate(repr(decomposition), parts))
+    moments = statistics.moments
+    if moments is None:
+        parts = [_of_lookups(weight, statistics, decomposition) for _, decomposition in jobs]
+    else:
+        grams = moments.gram
+        if takes_offset(site):
+            grams = moments.covariance
+            inputs = moments.mean.to(weight.device)
+            means = inputs, (weight.flatten(2).to(inputs) @ inputs[..., None])[..., 0]
+        # Once for all decompositions: a product of the weight with its largest companion.
+        metrics = [
+            Metric.of_inputs(group, gram.to(weight.device))
+            for group, gram in zip(weight, grams, strict=True)
+        ]
+        parts = [
+            [d.regress(group, metric) for group, metric in zip(weight, metrics, strict=True)]
+            for _, d in jobs
+        ]
+    candidates = tuple(
+        Candidate(settings, found) for (settings, _), found in zip(jobs, parts, strict=True)
+    )
     return FactorizedSite(
         site.name,
         tuple(weight.shape[1:]),
         site.slot.size,
-        fingerprint(site.name, weight),
-        tuple(candidates),
+        seen,
+        candidates,
         means=means,
         reason=None if candidates else WEIGHTS_ONLY,
     )

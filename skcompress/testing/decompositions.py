@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compressors.calibrated import knows_inputs
 from ..factorized.chain import multiply_out
 from ..protocols import Curve, Decomposition, Metric, Rank
 from .cases import awkward_weights
@@ -48,7 +49,7 @@ def check_decomposition(
             last = float(curve.errors[-1])
             limit = (tolerance * float(weight.norm())) ** 2
             assert last <= limit + 1e-30, f"{where}: the highest rank loses {last:.3g}"
-        if type(decomposition).regress is not Decomposition.regress:
+        if knows_inputs(decomposition):
             _check_regression(where, decomposition, weight)
         check_unchanged(where, "factorize borrows the weight", before, weight)
     assert n_checked, f"{name} supports none of the weights that the check has"

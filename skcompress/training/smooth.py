@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import registry
-from ..protocols import Compressor, Regularizer
-from ..regularizers.sum import SumRegularizer
+from ..penalties import mean_penalty
+from ..protocols import Compressor
 from .net import SklearnNet
 
 
@@ -92,7 +92,7 @@ class SmoothNet(SklearnNet):
         if any(map(is_lazy, module.parameters())):
             return
         if self.regularizer_ is not None:
-            penalty_value(self.regularizer_, module)
+            mean_penalty(self.regularizer_, module)
         # What a pipeline's later steps can do may depend on the weights.
         if isinstance(self.compressor_, Compressor):
             clone(self.compressor_).fit(module)
@@ -117,35 +117,20 @@ class SmoothNet(SklearnNet):
             data_loss = step_fn
 
             def step_fn() -> Tensor:
-                return data_loss().detach() + penalty_value(self.regularizer_, self.module_)
+                return data_loss().detach() + mean_penalty(self.regularizer_, self.module_)
 
         super()._step_optimizer(step_fn)
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         super().on_epoch_end(net, **kwargs)
         if self.regularizer_ is not None:
-            self.history.record("penalty", penalty_value(self.regularizer_, self.module_))
+            self.history.record("penalty", mean_penalty(self.regularizer_, self.module_))
 
 
 def _change_regularizer(net: SmoothNet, name: str, value: Any) -> None:
     """Take another penalty from now on: callbacks set parameters amid training."""
     setattr(net, name, value)
     net.regularizer_ = net._plugin("regularizer")
-
-
-def penalty_value(regularizer: Regularizer, model: nn.Module) -> float:
-    """What a penalty adds to the loss on average, whatever its rhythm `every` is at."""
-    with torch.no_grad():
-        return float(_every_call(regularizer)(model))
-
-
-def _every_call(regularizer: Regularizer) -> Regularizer:
-    if isinstance(regularizer, SumRegularizer):
-        parts = tuple(map(_every_call, regularizer.regularizers))
-        return SumRegularizer(parts, regularizer.weight)
-    steady = clone(regularizer)
-    steady.every = 1
-    return steady
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
