@@ -222,15 +222,23 @@ def _round_up(share: float) -> float:
 class BudgetError(SkcompressError, ValueError):
     """A budget that no choice of ranks can reach.
 
-    `smallest` is the smallest fraction of parameters that can be reached.
+    `smallest` is the smallest fraction of the `unit` (parameters, FLOPs) that can be reached.
+    Allocations leave the unit out: they see numbers only.
     """
 
-    def __init__(self, rank: float, smallest: float, scope: str, hint: str = ""):
+    def __init__(
+        self, rank: float, smallest: float, scope: str, hint: str = "", unit: str = "parameters"
+    ):
+        self._said = (rank, smallest, scope, hint)
         self.smallest = _round_up(smallest)
         super().__init__(
             f"rank={rank:g} cannot be reached: {scope} keeps at least {self.smallest:g} of its "
-            f"parameters. Ask for rank >= {self.smallest:g}" + (f", {hint}" if hint else "")
+            f"{unit}. Ask for rank >= {self.smallest:g}" + (f", {hint}" if hint else "")
         )
+
+    def of(self, unit: str) -> BudgetError:
+        """Give the same error for a budget of something else than parameters."""
+        return type(self)(*self._said, unit=unit)
 
 
 class MissingSpectrumError(SkcompressError, ValueError):
@@ -240,16 +248,6 @@ class MissingSpectrumError(SkcompressError, ValueError):
         super().__init__(
             f"the automatic rank needs singular values, and scheme {scheme!r} of layer "
             f"{layer!r} has none: give rank as a number"
-        )
-
-
-class DataSupportError(SkcompressError, ValueError):
-    """A data-aware setting that this version does not have."""
-
-    def __init__(self, owner: str, setting: str):
-        super().__init__(
-            f"{setting} of {owner} is not in this version: use metric='activations' with "
-            "reconstruction='independent', or metric='weights'"
         )
 
 
@@ -322,6 +320,49 @@ class NonFiniteInputError(SkcompressError, ValueError):
             f"the inputs of layer {layer!r} have NaN or infinite values, or squares beyond "
             "float32, on this data: check how the data is scaled, run the model in float32, or "
             f"leave the layer out with exclude=[{layer!r}]"
+        )
+
+
+class OutputTypeError(SkcompressError, TypeError):
+    """A model whose outputs cannot be compared."""
+
+    def __init__(self, received: object):
+        super().__init__(
+            f"the forward of the model gives a {type(received).__name__} without any floating "
+            "tensor of at least one axis, so that its outputs cannot be compared: give it a "
+            "forward that returns logits or values"
+        )
+
+
+class OutputShapeError(SkcompressError, ValueError):
+    """Two models that give outputs of different shape for the same inputs."""
+
+    def __init__(self, number: int, received: Sequence[int], expected: Sequence[int]):
+        super().__init__(
+            f"the outputs of the compared model for batch {number} (counted from 0) are "
+            f"{tuple(received)} as (positions, size), those of the original {tuple(expected)}: "
+            "compare models of one architecture, whose outputs depend on their inputs only"
+        )
+
+
+class NonFiniteOutputError(SkcompressError, ValueError):
+    """NaN or infinity in what the original model gives."""
+
+    def __init__(self, owner: str, number: int):
+        super().__init__(
+            f"the outputs of the model for batch {number} (counted from 0) of the data of {owner} "
+            "have NaN or infinite values: leave that batch out, or run the model in float32"
+        )
+
+
+class NonFiniteGradientError(SkcompressError, ValueError):
+    """NaN or infinity in a gradient, though the outputs are finite."""
+
+    def __init__(self, layer: str):
+        super().__init__(
+            f"the gradients at the outputs of layer {layer!r} have NaN or infinite values, or "
+            "squares beyond float32, on this data: run the model in float32, use "
+            f"metric='activations', or leave the layer out with exclude=[{layer!r}]"
         )
 
 

@@ -17,6 +17,7 @@ whatever the condition. Matrices that are float64 already take `torch.linalg.svd
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -156,8 +157,10 @@ def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def cholesky(matrix: Tensor) -> Tensor:
     """Lower factor of a matrix (n, n) that is positive definite but for rounding."""
     root, failed = torch.linalg.cholesky_ex(matrix)
-    shift = matrix.diagonal().mean() * torch.finfo(matrix.dtype).eps * len(matrix)
-    while failed:
+    # Rounding can leave a diagonal that is negative: of inputs that are all alike, for one.
+    size = float(matrix.diagonal().abs().mean()) or 1.0
+    shift = size * torch.finfo(matrix.dtype).eps * len(matrix)
+    while failed and shift < inf:  # with NaN it would never end
         identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         root, failed = torch.linalg.cholesky_ex(matrix + shift * identity)
         shift = 10 * shift

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,22 +36,48 @@ def count_flops(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Floating-point operations of one forward pass, as torch's own counter counts them.
 
     A multiply-add counts as two. Matrix products, convolutions and attention are
-    counted; elementwise operations are not.
+    counted; elementwise operations and products with a single vector are not.
 
     >>> count_flops(torch.nn.Linear(3, 2), torch.zeros(5, 3))
     60
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             model(*args, **kwargs)
     finally:
         for module, training in modes.items():
             module.training = training
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
+
+
+@contextmanager
+def flop_counter() -> Iterator[Any]:
+    """Count what is computed inside with a `torch.utils.flop_counter.FlopCounterMode`.
+
+    torch's fused transformer kernels, which the counter takes for nothing, stand aside
+    meanwhile, and attention counts on the CPU as it does on a GPU.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """FLOPs of attention for tensors of these shapes, (batch, heads, positions, width)."""
+    batch, heads, n, width = query
+    return 2 * batch * heads * n * key[2] * (width + value[3])
 
 
 def measure_latency(

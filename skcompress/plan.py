@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -43,6 +43,23 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one step of a fit took.
+
+    seconds : of wall clock; peak : most bytes held at a time until its end, of the process or of
+    the GPU; None where the system does not say
+    """
+
+    name: str
+    seconds: float
+    peak: int | None
+
+    def __str__(self) -> str:
+        memory = "" if self.peak is None else f" (peak {self.peak / 2**20:,.0f} MiB)"
+        return f"{self.name} {self.seconds:.2f} s{memory}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """One `LayerPlan` per weight, in the order of the model. Iterates over them."""
 
@@ -70,7 +87,10 @@ class Plan:
         layers = []
         for item in data["layers"]:
             values = {name: _hashable(value) for name, value in item.items()}
-            values["stages"] = tuple(Stage(tuple(s["shape"]), s["groups"]) for s in item["stages"])
+            values["stages"] = tuple(
+                Stage(**{name: _hashable(v) for name, v in stage.items()})
+                for stage in item["stages"]
+            )
             layers.append(LayerPlan(**values))
         return cls(tuple(layers))
 
@@ -105,8 +125,19 @@ def describe(layer: LayerPlan) -> str:
     return f"{layer.scheme}, rank {sizes(layer.rank)} of {sizes(layer.full_rank)}"
 
 
-_COLUMNS = ("layer", "kind", "shape", "scheme", "rank", "before", "after", "error", "note")
-_RIGHT = {"rank", "before", "after", "error"}
+_COLUMNS = (
+    "layer",
+    "kind",
+    "shape",
+    "scheme",
+    "rank",
+    "before",
+    "after",
+    "error",
+    "measured",
+    "note",
+)
+_RIGHT = {"rank", "before", "after", "error", "measured"}
 
 
 class Report:
@@ -114,12 +145,39 @@ class Report:
 
     Rows count the numbers of one weight each; the totals count the whole model, with
     biases, and everything shared once.
+
+    flops : of one forward before and after; None where they were not counted
+
+    Where data took part there is more. "measured" is the norm of the difference between what
+    the layer gives in the compressed network and what it gave, relative to the latter, after
+    a batch normalisation that follows; layers before it have their share in it, where the
+    predicted "error" is that of the weight by itself.
+
+    steps : what the steps of the fit took
+    divergence : of the compressed network's outputs from the original's, on the data: the
+        Kullback-Leibler divergence in nats of distributions over classes, the relative squared
+        error of other outputs; None without data
+    measured : relative errors of outputs by the name of the weight
     """
 
-    def __init__(self, plan: Plan, n_in: int, n_out: int):
+    def __init__(
+        self,
+        plan: Plan,
+        n_in: int,
+        n_out: int,
+        flops: tuple[int, int] | None = None,
+        *,
+        steps: tuple[Step, ...] = (),
+        divergence: float | None = None,
+        measured: Mapping[str, float] | None = None,
+    ):
         self.plan = plan
         self.n_parameters_in = n_in
         self.n_parameters_out = n_out
+        self.flops = flops
+        self.steps = steps
+        self.divergence = divergence
+        self.measured = dict(measured or {})
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per weight, values unformatted."""
@@ -134,6 +192,7 @@ class Report:
                 "before": layer.before,
                 "after": layer.after,
                 "error": layer.error,
+                "measured": self.measured.get(layer.name),
                 "note": layer.reason or _sharing(layer),
             }
             for layer in self.plan
@@ -145,43 +204,66 @@ class Report:
 
         return pandas.DataFrame(self.rows())
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def _cells(self) -> list[dict[str, str]]:
         return [
-            (
-                row["layer"],
-                row["kind"],
-                sizes(row["shape"]),
-                row["scheme"] or "-",
-                f"{sizes(row['rank'])} of {sizes(row['full_rank'])}" if row["scheme"] else "-",
-                f"{row['before']:,}",
-                f"{row['after']:,}",
-                f"{row['error']:.4f}" if row["scheme"] else "-",
-                row["note"],
-            )
+            {
+                "layer": row["layer"],
+                "kind": row["kind"],
+                "shape": sizes(row["shape"]),
+                "scheme": row["scheme"] or "-",
+                "rank": f"{sizes(row['rank'])} of {sizes(row['full_rank'])}"
+                if row["scheme"]
+                else "-",
+                "before": f"{row['before']:,}",
+                "after": f"{row['after']:,}",
+                "error": f"{row['error']:.4f}" if row["scheme"] else "-",
+                "measured": "-" if row["measured"] is None else f"{row['measured']:.4f}",
+                "note": row["note"],
+            }
             for row in self.rows()
         ]
 
     def _total(self) -> str:
         share = self.n_parameters_out / max(self.n_parameters_in, 1)
         n_compressed = sum(layer.reason is None for layer in self.plan)
+        flops = "" if self.flops is None else f"; {_flops(*self.flops)}"
         return (
             f"{self.n_parameters_in:,} -> {self.n_parameters_out:,} parameters "
-            f"({share:.1%} kept); {n_compressed} of {len(self.plan)} weights compressed"
+            f"({share:.1%} kept){flops}; {n_compressed} of {len(self.plan)} weights compressed"
         )
 
+    def _fit(self) -> list[str]:
+        """Sentences on a fit with data."""
+        if self.divergence is None:
+            return []
+        steps = ", ".join(map(str, self.steps))
+        return [f"divergence of the outputs on the data: {self.divergence:.4g}", steps]
+
     def _tabulate(self, style: str) -> str:
-        align = ["right" if name in _RIGHT else "left" for name in _COLUMNS]
+        columns = [name for name in _COLUMNS if self.measured or name != "measured"]
+        align = ["right" if name in _RIGHT else "left" for name in columns]
+        rows = [[row[name] for name in columns] for row in self._cells()]
         return tabulate(
-            self._cells(), headers=_COLUMNS, tablefmt=style, colalign=align, disable_numparse=True
+            rows, headers=columns, tablefmt=style, colalign=align, disable_numparse=True
         )
 
     def __str__(self) -> str:
-        return f"{self._tabulate('simple')}\n\n{self._total()}"
+        return "\n".join([self._tabulate("simple"), "", self._total(), *self._fit()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{self._tabulate('html')}<p>{escape(self._total())}</p>"
+        sentences = "".join(f"<p>{escape(s)}</p>" for s in (self._total(), *self._fit()))
+        return self._tabulate("html") + sentences
+
+
+def _flops(n_in: int, n_out: int) -> str:
+    """Write both counts with the prefix that suits the first: 1.23 G -> 0.61 G FLOPs."""
+    power = min((len(str(n_in)) - 1) // 3, 5)
+    prefix = " kMGTP"[power].strip()
+    digits = 2 if power else 0
+    counts = (f"{n / 1000**power:,.{digits}f} {prefix}".strip() for n in (n_in, n_out))
+    return f"{' -> '.join(counts)} FLOPs ({n_out / max(n_in, 1):.1%} kept)"
 
 
 def _sharing(layer: LayerPlan) -> str:

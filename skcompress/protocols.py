@@ -10,7 +10,7 @@ from __future__ import annotations
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,32 @@ Rank = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Pivots:
+    """What is not stored of a factor without kernel, because it is known.
+
+    Some rows (or columns) of the factor, the pivots, are those of an identity matrix, and
+    the factor's tensor holds the others only.
+
+    axis : 0 where rows are left out, 1 where columns are
+    order : int64 Tensor of all channels along this axis: the pivots, group by group and in
+        the order of the identity, then the others, in the order of the tensor
+    """
+
+    axis: int
+    order: Tensor
+
+
+@dataclass(frozen=True)
 class Stage:
     """Shape of one factor: a convolution kernel, or a matrix where there is no kernel.
 
-    `shape` is (out, in / groups, *kernel), as `torch.nn.Conv2d.weight` has it.
+    shape : (out, in / groups, *kernel), as `torch.nn.Conv2d.weight` has it, of what is stored
+    pivots : the axis of its `Pivots`; None for a factor that is stored as it is
     """
 
     shape: tuple[int, ...]
     groups: int = 1
+    pivots: int | None = None
 
     @property
     def size(self) -> int:
@@ -47,17 +65,23 @@ class Factors:
     `tensors[0]` is applied to the input first. Each is of shape
     (out_j, in_j / groups_j, *kernel_j); along every kernel axis at most one of them is
     longer than 1, so that stride, padding and dilation of that axis belong to it.
+    `pivots`, empty or one for each of them, says of which a part is left out.
     """
 
     tensors: tuple[Tensor, ...]
     groups: tuple[int, ...]
+    pivots: tuple[Pivots | None, ...] = ()
+
+    @property
+    def every_pivots(self) -> tuple[Pivots | None, ...]:
+        """`pivots`, with None for each tensor where it is empty."""
+        return self.pivots or (None,) * len(self.tensors)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The shapes alone."""
-        return tuple(
-            Stage(tuple(t.shape), g) for t, g in zip(self.tensors, self.groups, strict=True)
-        )
+        parts = zip(self.tensors, self.groups, self.every_pivots, strict=True)
+        return tuple(Stage(tuple(t.shape), g, None if p is None else p.axis) for t, g, p in parts)
 
 
 @dataclass(frozen=True)
@@ -115,23 +139,73 @@ class Metric:
 
     gram : float64 Tensor (n, n), E[x x^T]
     cross : float64 Tensor (out, n), E[y x^T]; W gram where y = W x
-    energy : float, E[|y|^2]
+    energy : float, E[|R y|^2]
+    output : float64 Tensor R, (out,) for its diagonal or (out, out), invertible; None for 1
+        Errors e of the outputs count as |R e|^2: what is done with them afterwards.
     ridge : float > 0
         Share of the mean of gram's diagonal that is added to it, with as strong a pull to
         the weight: where inputs say little, the weight's own values are kept. More of it
         where moments of few inputs have to be relied on.
+    noise : float >= 0
+        What rounding may have left on gram's diagonal where nothing should be; the least that
+        is added to it.
     """
 
     gram: Tensor
     cross: Tensor
     energy: float
+    output: Tensor | None = None
     ridge: float = 1e-4
+    noise: float = 0.0
 
     @classmethod
-    def of_inputs(cls, weight: Tensor, gram: Tensor) -> Metric:
+    def of_inputs(
+        cls, weight: Tensor, gram: Tensor, output: Tensor | None = None, noise: float = 0.0
+    ) -> Metric:
         """Metric in which `weight` itself is the goal, for inputs with this second moment."""
-        cross = weight.flatten(1).to(gram) @ gram
-        return cls(gram, cross, float((cross * weight.flatten(1).to(gram)).sum()))
+        matrix = weight.flatten(1).to(gram)
+        cross = matrix @ gram
+        metric = cls(gram, cross, 0.0, output, noise=noise)
+        return replace(metric, energy=float((metric.seen(cross) * metric.seen(matrix)).sum()))
+
+    def with_ridge(self, weight: Tensor) -> Metric:
+        """Add a little of what `weight` would give on white inputs.
+
+        A regression then shrinks to the weight, not to zero, where inputs say nothing; the gram
+        becomes positive definite.
+        """
+        size = self.ridge * float(self.gram.diagonal().mean())
+        size = max(size, self.noise) or self.ridge
+        matrix = weight.flatten(1).to(self.gram)
+        white = torch.eye(len(self.gram), dtype=matrix.dtype, device=matrix.device)
+        return replace(
+            self,
+            gram=self.gram + size * white,
+            cross=self.cross + size * matrix,
+            energy=self.energy + size * float(self.seen(matrix).square().sum()),
+        )
+
+    def seen(self, outputs: Tensor) -> Tensor:
+        """Give R outputs, for outputs (out, any)."""
+        if self.output is None:
+            return outputs
+        return self.output[:, None] * outputs if self.output.dim() == 1 else self.output @ outputs
+
+    def weighed(self, outputs: Tensor) -> Tensor:
+        """Give R^T R outputs, for outputs (out, any)."""
+        if self.output is None:
+            return outputs
+        if self.output.dim() == 1:
+            return self.output.square()[:, None] * outputs
+        return self.output.mT @ (self.output @ outputs)
+
+    def unseen(self, outputs: Tensor) -> Tensor:
+        """Give R^-1 outputs, for outputs (out, any)."""
+        if self.output is None:
+            return outputs
+        if self.output.dim() == 1:
+            return outputs / self.output[:, None]
+        return torch.linalg.solve(self.output, outputs)
 
 
 class Factorization(ABC):
@@ -191,15 +265,20 @@ class Decomposition(BaseEstimator, ABC):
 class Layer:
     """One weight as an allocation sees it.
 
+    Costs are stored numbers, or FLOPs where the budget is one of FLOPs.
+
     dense : int
-        Stored numbers when it is left as it is, at no error.
+        Cost when it is left as it is, at no error.
     curves : tuple of Curve
         One for each way of cutting it up; they compete.
+    importance : float
+        How much its relative error counts, against those of the other layers.
     """
 
     name: str
     dense: int
     curves: tuple[Curve, ...]
+    importance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -219,7 +298,7 @@ class Allocation(BaseEstimator, ABC):
 
         rank : the user's number in (0, 1]; what it is a fraction of is the allocation's
             to say.
-        n_fixed : parameters outside `layers` that count towards a budget of the model.
+        n_fixed : cost outside `layers` that counts towards a budget of the model.
 
         A number that cannot be reached is a `skcompress.errors.BudgetError`. A choice
         never costs more than `dense`.

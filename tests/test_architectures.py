@@ -135,7 +135,11 @@ def _module_of(model: nn.Module, row: str) -> nn.Module:
     return modules[name] if name in modules else modules[name.rpartition(".")[0]]
 
 
-COMPRESSORS = {"svd": SVDCompressor(rank=RANK), "tucker": TuckerCompressor(rank=RANK)}
+COMPRESSORS = {
+    "svd": SVDCompressor(rank=RANK),
+    "svd, pivoted": SVDCompressor(rank=RANK, pivot=True),
+    "tucker": TuckerCompressor(rank=RANK),
+}
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS.values(), ids=COMPRESSORS.keys())

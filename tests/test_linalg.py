@@ -7,6 +7,7 @@ import torch
 
 from skcompress.linalg import (
     balanced_factors,
+    cholesky,
     inverse_root,
     leading_subspace,
     lower_gram,
@@ -153,3 +154,12 @@ def test_spectrum_in_float32(generator):
     assert float(found.values[small].norm() / 1e12) < 1.1e-3
     back = found.apply(torch.ones(12))
     assert torch.allclose(back / 1e12, exact.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("diagonal", [-1e-9, 0.0, 1e-9])
+def test_cholesky_of_what_rounding_left_of_nothing(diagonal):
+    matrix = torch.diag(torch.full((5,), diagonal, dtype=torch.float64))
+    root = cholesky(matrix)
+    assert torch.isfinite(root).all()
+    assert torch.allclose(root @ root.mT, matrix, atol=1e-5)
+    assert not torch.isfinite(cholesky(matrix + torch.nan)).all()

@@ -38,3 +38,14 @@ def test_measuring_keeps_the_mode():
     count_flops(model, torch.zeros(1, 4))
     assert model.training
     assert not model[1].training
+
+
+def test_flops_of_attention_whatever_kernel_computes_it():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    linear, attention = 2 * 15 * (4 * 16 * 16 + 2 * 16 * 32), 2 * 2 * 3 * 5 * 5 * 16
+    x = torch.zeros(3, 5, 16)
+    # The fused kernel of the whole layer, then that of the attention, then none.
+    assert count_flops(layer, x) == linear + attention
+    assert count_flops(layer.self_attn, x, x, x, need_weights=False) == 2 * 15 * 1024 + attention
+    assert count_flops(layer.self_attn, x, x, x) == 2 * 15 * 1024 + attention
+    assert torch.backends.mha.get_fastpath_enabled()

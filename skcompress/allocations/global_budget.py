@@ -18,18 +18,18 @@ _BEAM = 1000
 class GlobalBudget(Allocation):
     """The whole model keeps at most the fraction `rank` of its parameters.
 
-    Minimises the sum over layers of the relative energy lost, subject to the total of
-    stored numbers: a multiple-choice knapsack, solved by a Lagrangian bound and dynamic
-    programming over what the bound leaves. Which of several ways of cutting a weight,
-    which rank, or dense, is all one choice. Untrained weights have flat spectra, and the
-    optimum then often leaves some layers dense and cuts others to almost nothing.
+    Minimises the sum over layers of the relative energy lost, times the layer's importance,
+    subject to the total of stored numbers: a multiple-choice knapsack, solved by a Lagrangian
+    bound and dynamic programming over what the bound leaves. Which of several ways of cutting
+    a weight, which rank, or dense, is all one choice. Untrained weights have flat spectra, and
+    the optimum then often leaves some layers dense and cuts others to almost nothing.
     """
 
     def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
         n_total = n_fixed + sum(layer.dense for layer in layers)
         # Tolerance for fractions that are not exact in binary, such as 0.3.
         budget = int(rank * n_total + 1e-6) - n_fixed
-        options = [frontier(pooled_options(layer)) for layer in layers]
+        options = [frontier(pooled_options(layer)).weighted(layer.importance) for layer in layers]
         smallest = sum(int(o.costs[0]) for o in options)
         if smallest > budget:
             hint = "or shrink what is left out too"

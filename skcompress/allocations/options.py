@@ -28,6 +28,10 @@ class Options(NamedTuple):
             return None
         return Choice(int(self.curves[position]), int(self.indices[position]))
 
+    def weighted(self, importance: float) -> Options:
+        """Count every error so many times."""
+        return self._replace(errors=self.errors * importance)
+
     def take(self, positions: np.ndarray) -> Options:
         """Keep the options at these positions, in this order."""
         return Options(*(column[positions] for column in self))

@@ -1,26 +1,45 @@
 """From batches of unlabelled inputs to second moments of what each weight is applied to.
 
 `batches` makes one form of all kinds of data; `collect` runs a model on them and gives
-`Statistics` by the name of the weight, `stream` the same piece by piece; `anchored` sets what
-a layer is given in one network against what it gave in another.
+`Statistics` by the name of the weight, `stream` the same piece by piece; `Lockstep` sets what
+a layer is given in one network against what it gave in another. `output_moments` says how
+much the network's outputs react to each weight's, and `Reference` how far other models' outputs
+are from those of one.
 """
 
-from .anchored import Anchored, anchored, calls_in_order
-from .batches import Batch, Batches, batches
-from .borrowed import observer
+from .anchored import Anchored
+from .batches import Batch, Batches, batches, device_of
+from .borrowed import observer, same_randomness
 from .collect import collect, stream
+from .comparison import output_errors
+from .divergence import Reference, divergence
+from .gradients import kfac_energy, output_moments
+from .lockstep import Lockstep
+from .norm_statistics import estimated
+from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
 
 __all__ = [
     "Anchored",
     "Batch",
     "Batches",
+    "Lockstep",
     "Moments",
+    "Normalization",
+    "Reference",
     "Statistics",
-    "anchored",
     "batches",
-    "calls_in_order",
     "collect",
+    "device_of",
+    "divergence",
+    "estimated",
+    "fold",
+    "foldable",
+    "following",
+    "kfac_energy",
     "observer",
+    "output_errors",
+    "output_moments",
+    "same_randomness",
     "stream",
 ]

@@ -1,24 +1,19 @@
-"""Two networks on the same data: what a layer gave in the one, and is given in the other."""
+"""Moments of what a layer gave in one network, with what it is given in another."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..factorized import Slot
 from ..factorized.inputs import Inputs
-from .batches import Batch, Batches, device_of
-from .borrowed import same_randomness
-from .collect import forward, slot_inputs
 from .precision import full_precision
-from .statistics import piece_size
+from .statistics import add_squares, draw, mirror, piece_size
 
-Calls = list[dict[str, Inputs]]
+InputsBySlot = dict[str, Inputs]
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,7 @@ class Anchored:
     """Moments of outputs y = W x of an original layer with inputs x' of its successor.
 
     gram : (groups, n, n), E[x' x'^T]; cross : (groups, out, n), E[y x'^T]
-    energy : (groups,), E[|y|^2]
+    energy : (groups, out), E[y^2]
     inputs : (groups, n), E[x']; outputs : (groups, out), E[y]; all float64
     """
 
@@ -41,116 +36,36 @@ class Anchored:
         return Anchored(
             self.gram - self.inputs[:, :, None] * self.inputs[:, None],
             self.cross - self.outputs[:, :, None] * self.inputs[:, None],
-            self.energy - self.outputs.square().sum(1),
+            self.energy - self.outputs.square(),
             self.inputs,
             self.outputs,
         )
 
+    def error(self, weight: Tensor) -> Tensor:
+        """Mean squared error (groups, out) of each output, of a weight (groups, out, n)."""
+        weight = weight.to(self.gram)
+        missing = weight @ self.gram - 2 * self.cross
+        return (self.energy + (missing * weight).sum(-1)).clamp_(min=0)
 
-class _Reached(BaseException):
-    """The layer that is watched has been called; the rest of the forward is not needed.
 
-    Not an Exception: a forward that catches these would swallow it.
+class AnchoredSum:
+    """Sums over calls: in float32 within a piece of positions, in float64 over pieces.
+
+    slot : the weight
+    max_positions : of one call, how many are used at most
     """
 
-
-def calls_in_order(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str, int]:
-    """How often each of the named modules is called on the first batch, in order of execution."""
-    counts: Counter[str] = Counter()
-
-    def note(name: str) -> Any:
-        return lambda *_: counts.update([name])
-
-    hooks = [model.get_submodule(n).register_forward_hook(note(n)) for n in names]
-    try:
-        with same_randomness(device_of(model)), torch.no_grad():
-            forward(model, 0, next(iter(data)), data.owner)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return dict(counts)
-
-
-def anchored(
-    original: nn.Module,
-    successor: nn.Module,
-    name: str,
-    n_calls: int,
-    slots: Mapping[str, Slot],
-    data: Batches,
-) -> dict[str, Anchored]:
-    """Collect, for some weights of one module, what it is given and what it is to give.
-
-    original, successor : observed copies; the module is of its original kind in both
-    n_calls : how often it is called in one forward
-    slots : the weights asked for, by name
-
-    Where the two do not see the same number of inputs, as experts may not to whom other
-    tokens are sent, the goal is what the original weight would give on the new inputs.
-    """
-    sums: dict[str, _AnchoredSum] = {}
-    with same_randomness(device_of(original)), torch.no_grad():
-        for number, batch in enumerate(data):
-            pair = [
-                _calls(model, name, n_calls, slots, number, batch, data.owner)
-                for model in (original, successor)
-            ]
-            for before, after in zip(*_matching(*pair), strict=True):
-                for slot, inputs in after.items():
-                    if slot not in sums:
-                        sums[slot] = _AnchoredSum(slots[slot])
-                    sums[slot].add(before[slot], inputs, batch.mask)
-    return {slot: found.result() for slot, found in sums.items()}
-
-
-def _matching(before: Calls, after: Calls) -> tuple[Calls, Calls]:
-    same = len(before) == len(after) and all(
-        b.keys() == a.keys() and all(len(b[slot]) == len(a[slot]) for slot in a)
-        for b, a in zip(before, after, strict=True)
-    )
-    return (before if same else after), after
-
-
-def _calls(
-    model: nn.Module,
-    name: str,
-    n_calls: int,
-    slots: Mapping[str, Slot],
-    number: int,
-    batch: Batch,
-    owner: str,
-) -> Calls:
-    """Inputs of the module in each of its calls in one forward, which goes no further."""
-    found: Calls = []
-
-    def watch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        inputs = slot_inputs(module, args, kwargs, slots.keys())
-        found.append({slot: i for slot, i in inputs if isinstance(i, Inputs)})
-        if len(found) == n_calls:
-            raise _Reached
-
-    hook = model.get_submodule(name).register_forward_hook(watch, with_kwargs=True)
-    try:
-        forward(model, number, batch, owner)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-    return found
-
-
-class _AnchoredSum:
-    """Sums over calls: in float32 within a piece of positions, in float64 over pieces."""
-
-    def __init__(self, slot: Slot):
+    def __init__(self, slot: Slot, max_positions: int | None, generator: torch.Generator):
+        self._max_positions = max_positions
+        self._generator = generator
         weight = slot.read().detach().flatten(2)
         self._weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         groups, out, n = weight.shape
         like: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
+        self._gram = torch.zeros(groups, n, n, **like)
         self._sums = (
-            torch.zeros(groups, n, n, **like),
             torch.zeros(groups, out, n, **like),
-            torch.zeros(groups, **like),
+            torch.zeros(groups, out, **like),
             torch.zeros(groups, n, **like),
             torch.zeros(groups, out, **like),
         )
@@ -158,6 +73,11 @@ class _AnchoredSum:
 
     def add(self, before: Inputs, after: Inputs, mask: Tensor | None) -> None:
         index = after.kept(mask)
+        seen = len(after) if index is None else len(index)
+        if not seen:
+            return
+        index, used = draw(index, seen, self._max_positions, self._generator)
+        share = seen / used  # what each of those drawn stands for
         device = self._weight.device
         size = piece_size(device)
         of = slice(None) if after.group is None else slice(after.group, after.group + 1)
@@ -166,15 +86,19 @@ class _AnchoredSum:
         with torch.autocast(device.type, enabled=False), full_precision():
             for x, raw in pairs:
                 y, new = weight @ x.to(weight.dtype), raw.to(weight.dtype)
-                parts = (new @ new.mT, y @ new.mT, y.square().sum((1, 2)), new.sum(2), y.sum(2))
+                add_squares(self._gram[of], new, share)
+                parts = (y @ new.mT, y.square().sum(2), new.sum(2), y.sum(2))
                 for total, part in zip(self._sums, parts, strict=True):
-                    total[of] += part
-                self._count[of] += new.shape[2]
+                    total[of].add_(part.to(total.device), alpha=share)
+            self._count[of] += seen
+
+    @property
+    def reached(self) -> bool:
+        """Whether there was any input."""
+        return bool(self._count.any())
 
     def result(self) -> Anchored:
+        """Divide by the numbers of positions; the sums are used up."""
         count = self._count.clamp(min=1)
-        gram, cross, energy, inputs, outputs = self._sums
-        by_row, by_matrix = count[:, None], count[:, None, None]
-        return Anchored(
-            gram / by_matrix, cross / by_matrix, energy / count, inputs / by_row, outputs / by_row
-        )
+        sums = (mirror(self._gram), *self._sums)
+        return Anchored(*(t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in sums))

@@ -166,7 +166,9 @@ def _check(owner: str, data: Any) -> None:
 
 
 def _accepted(model: nn.Module) -> tuple[str, ...] | None:
-    parameters = inspect.signature(model.forward).parameters.values()
+    # A compiled one takes anything, and hands it on.
+    called = getattr(model, "_orig_mod", model)
+    parameters = inspect.signature(called.forward).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

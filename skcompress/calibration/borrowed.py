@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,8 @@ def observer(model: nn.Module) -> nn.Module:
     """Copy the modules of `model`, in eval mode, around the very same parameters.
 
     Modes, hooks, buffers and attributes of the copy are its own, so that it can be run
-    and looked into without a trace in the user's model.
+    and looked into without a trace in the user's model. What `torch.compile` made of modules
+    runs without being compiled: hooks that come and go would compile it anew.
     """
     # A look-up with max_norm rescales the weight itself, and a lazy layer makes its own.
     rescaled = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
@@ -33,7 +35,32 @@ def observer(model: nn.Module) -> nn.Module:
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as cause:
         raise ModelCopyError(cause) from cause
+    for module in result.modules():
+        if "dynamo_ctx" in vars(module):
+            module.forward = _plainly(module)  # type: ignore[method-assign]
     return result.eval()
+
+
+def _plainly(compiled: nn.Module) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return compiled._orig_mod(*args, **kwargs)  # type: ignore[operator]
+
+    return forward
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch's compiler out of a function, without importing it where nobody else has."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+
+
+def put(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
+    """Put another module wherever `model` has this one, under all of its names."""
+    for parent in list(model.modules()):
+        for name, inner in list(parent._modules.items()):
+            if inner is module:
+                setattr(parent, name, replacement)
 
 
 @contextmanager

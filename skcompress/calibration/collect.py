@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ..errors import CalibrationValueError, MetaWeightError, NonFiniteInputError
+from ..errors import NonFiniteInputError
 from ..factorized import kind_of
 from ..factorized.inputs import Inputs, Lookups, arguments
 from ..selection import Site
 from .batches import Batch, Batches, device_of
 from .borrowed import observer, same_randomness
+from .passes import GIB, by_module, check_settings, generator, passes
 from .statistics import Statistics, StatisticsSum
-
-_GIB = 1 << 30
 
 
 def collect(
@@ -34,7 +32,7 @@ def stream(
     sites: Sequence[Site],
     data: Batches,
     *,
-    memory: float = 2 * _GIB,
+    memory: float = 2 * GIB,
     max_positions: int | None = None,
     seed: int = 0,
     verbose: bool | int = False,
@@ -54,22 +52,13 @@ def stream(
     positions that it masks do not count in layers whose inputs start with those two axes,
     or with both in one.
     """
-    if not memory > 0:
-        raise CalibrationValueError("memory", "a positive number of bytes", memory)
-    if max_positions is not None and not max_positions >= 1:
-        raise CalibrationValueError("max_positions", "None or a positive int", max_positions)
-    for site in sites:
-        if site.slot.read().is_meta:
-            raise MetaWeightError(site.name)
+    check_settings(sites, memory, max_positions)
     copy = observer(model)
-    passes = list(_passes(sites, memory))
-    for number, part in enumerate(passes):
+    for part, bar in passes("calibrate", sites, data, memory, _size, verbose):
         sums = {
-            site.name: StatisticsSum(site.slot, max_positions, _generator(seed, site.name))
+            site.name: StatisticsSum(site.slot, max_positions, generator(seed, site.name))
             for site in part
         }
-        title = "calibrate" if len(passes) == 1 else f"calibrate, pass {number + 1}/{len(passes)}"
-        bar = tqdm(desc=title, unit="batch", total=_length(data), disable=not verbose)
         with bar:
             _run(copy, part, sums, data, bar)
         while part:
@@ -79,34 +68,11 @@ def stream(
                 yield site.name, _finite(site.name, found.result())
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    # By name, so that the draws are the same in however many passes.
-    return torch.Generator().manual_seed(zlib.crc32(name.encode(), seed & 0xFFFFFFFF))
-
-
-def _length(data: Batches) -> int | None:
-    try:
-        return len(data)
-    except TypeError:
-        return None
-
-
-def _passes(sites: Sequence[Site], memory: float) -> Iterator[list[Site]]:
-    """Cut the sites, in order, into runs whose sums fit into `memory` bytes."""
-    part: list[Site] = []
-    held = 0
-    for site in sites:
-        groups, rows, *rest = site.slot.shape
-        multiplied = any(not isinstance(module, nn.Embedding) for module in site.modules)
-        size = groups * torch.Size(rest).numel() ** 2 if multiplied else rows
-        size *= torch.float64.itemsize
-        if part and held + size > memory:
-            yield part
-            part, held = [], 0
-        part.append(site)
-        held += size
-    if part:
-        yield part
+def _size(site: Site) -> int:
+    """How many numbers the sums of a weight have."""
+    groups, rows, *rest = site.slot.shape
+    multiplied = any(not isinstance(module, nn.Embedding) for module in site.modules)
+    return groups * prod(rest) ** 2 if multiplied else rows
 
 
 class _Observation:
@@ -134,16 +100,12 @@ def _run(
     data: Batches,
     bar: Any,
 ) -> None:
-    slots: dict[str, dict[str, str]] = defaultdict(dict)
-    for site in sites:
-        for module_name, slot_name in site.users:
-            slots[module_name][slot_name] = site.name
     observation = _Observation(sums)
     # Where there are hooks inside, nn.TransformerEncoderLayer does without its fused
     # kernel, which would never call the layers.
     hooks = [
         copy.get_submodule(name).register_forward_hook(observation.hook(site_of), with_kwargs=True)
-        for name, site_of in slots.items()
+        for name, site_of in by_module(sites).items()
     ]
     try:
         with same_randomness(device_of(copy)), torch.no_grad():
@@ -167,15 +129,22 @@ def slot_inputs(
             yield slot, inputs
 
 
-def forward(copy: nn.Module, number: int, batch: Batch, owner: str) -> None:
-    """Run a model on one batch; an error of its own gets a note that says which."""
+def forward(copy: nn.Module, number: int, batch: Batch, owner: str) -> Any:
+    """Give what a model gives for one batch; an error of its own gets a note that says which."""
+    with noting("run", number, batch, owner):
+        return copy(*batch.args, **batch.kwargs)
+
+
+@contextmanager
+def noting(done: str, number: int, batch: Batch, owner: str) -> Iterator[None]:
+    """Add to an error what was done with the model, and on which batch."""
     try:
-        copy(*batch.args, **batch.kwargs)
+        yield
     except Exception as error:
         shapes = [f"{tuple(x.shape)}" for x in batch.args if hasattr(x, "shape")]
         shapes += [f"{k} {tuple(v.shape)}" for k, v in batch.kwargs.items() if hasattr(v, "shape")]
         note = (
-            f"while the model was run on batch {number} (counted from 0) of the data of "
+            f"while the model was {done} on batch {number} (counted from 0) of the data of "
             f"{owner}, with inputs of shape {', '.join(shapes) or 'unknown'}"
         )
         if hasattr(error, "add_note"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,6 +22,51 @@ _PIECE_ELSEWHERE = 1 << 26
 def piece_size(device: torch.device) -> int:
     """How many numbers of patches to form at a time."""
     return _PIECE.get(device.type, _PIECE_ELSEWHERE)
+
+
+def draw(
+    index: Tensor | None, seen: int, most: int | None, generator: torch.Generator
+) -> tuple[Tensor | None, int]:
+    """Draw at most so many of the positions that count; gives these and how many they are.
+
+    index : positions that count, `seen` of them; None for all
+    """
+    used = seen if most is None else min(seen, most)
+    if used == seen:
+        return index, seen
+    drawn = torch.randperm(seen, generator=generator)[:used].sort().values
+    return (drawn if index is None else index[drawn.to(index.device)]), used
+
+
+# Into how many bands of rows a symmetric product is cut.
+_BANDS = 4
+# Below, cutting costs more than it saves.
+_LEAST = 64
+
+
+def add_squares(total: Tensor, x: Tensor, share: float) -> None:
+    """Add x x^T, of x (groups, n, positions), to total (groups, n, n), but for what mirrors it.
+
+    Of blocks beside the diagonal only those above it, 5/8 of the work; `mirror` does the rest.
+    """
+    for band in _bands(total):
+        part = x[:, band] @ x[:, band.start :].mT
+        total[:, band, band.start :].add_(part.to(total.device), alpha=share)
+
+
+def mirror(total: Tensor) -> Tensor:
+    """Complete sums of `add_squares`, in place."""
+    for band in _bands(total):
+        total[:, band.stop :, band] = total[:, band, band.stop :].mT
+    return total
+
+
+def _bands(total: Tensor) -> Iterator[slice]:
+    n = total.shape[-1]
+    # What has many processors wants large products.
+    step = -(-n // _BANDS) if n >= _LEAST and total.device.type == "cpu" else max(n, 1)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
 
 
 @dataclass(frozen=True)
@@ -62,12 +108,13 @@ class Statistics:
     lookups: Tensor | None = None
 
 
-class StatisticsSum:
-    """Sums over calls from which the `Statistics` of one weight are made.
+class MomentSum:
+    """Sums over positions of x x^T and of x, for columns x of one weight.
 
-    slot : the weight; sums are kept on its device
+    groups, n : how many independent columns of which length there are at each position
     max_positions : of one call, how many are used at most; the rest is represented by
         them, each position with the same chance
+    diagonal : whether to keep the diagonal of x x^T only
 
     Sums over a piece of positions are formed in float32 (25 times faster than float64
     on a CPU, and exact to 1e-7 of the sum) and added up in float64, so that the error does
@@ -76,78 +123,99 @@ class StatisticsSum:
 
     def __init__(
         self,
+        groups: int,
+        n: int,
+        device: torch.device,
+        max_positions: int | None,
+        generator: torch.Generator,
+        diagonal: bool = False,
+    ):
+        like: dict[str, Any] = {"device": device, "dtype": torch.float64}
+        self._squares = torch.zeros(groups, n, *(() if diagonal else (n,)), **like)
+        self.total = torch.zeros(groups, n, **like)
+        self.count = torch.zeros(groups, dtype=torch.int64, device=device)
+        self.used = torch.zeros_like(self.count)
+        self._max_positions = max_positions
+        self._generator = generator
+        self._diagonal = diagonal
+
+    def add(self, inputs: Inputs, mask: Tensor | None) -> None:
+        """Add one call; `mask` (batch, sequence) is False at padding."""
+        index = inputs.kept(mask)
+        seen = len(inputs) if index is None else len(index)
+        if not seen:
+            return
+        index, used = draw(index, seen, self._max_positions, self._generator)
+        of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        self.count[of] += seen
+        self.used[of] += used
+        device = self._squares.device
+        piece = piece_size(device)
+        # Autocast of the user's forward would form the products in half precision.
+        with torch.autocast(device.type, enabled=False), full_precision():
+            for columns in inputs.columns(index, piece):
+                x = columns.to(torch.promote_types(columns.dtype, torch.float32))
+                if self._diagonal:
+                    squares = x.square().sum(-1)
+                    self._squares[of].add_(squares.to(device), alpha=seen / used)
+                else:
+                    add_squares(self._squares[of], x, seen / used)
+                self.total[of].add_(x.sum(-1).to(device), alpha=seen / used)
+
+    @property
+    def gram(self) -> Tensor:
+        """The sum of x x^T itself, not a copy, or of its diagonal."""
+        return self._squares if self._diagonal else mirror(self._squares)
+
+
+class StatisticsSum:
+    """Sums over calls from which the `Statistics` of one weight are made.
+
+    slot : the weight; sums are kept on its device
+    max_positions : of one call, how many are used at most
+    """
+
+    def __init__(
+        self,
         slot: Slot,
         max_positions: int | None,
         generator: torch.Generator,
     ):
-        self._groups, self._rows, *rest = slot.shape
-        self._n = prod(rest)
+        groups, self._rows, *rest = slot.shape
         self._device = slot.parameters[0].device
-        self._max_positions = max_positions
-        self._generator = generator
-        self._moments: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._settings = (groups, prod(rest), self._device, max_positions, generator)
+        self._moments: MomentSum | None = None
         self._lookups: Tensor | None = None
 
     @property
     def reached(self) -> bool:
         """Whether any batch has reached the weight."""
-        return self._moments is not None or self._lookups is not None
+        seen = self._moments is not None and bool(self._moments.count.any())
+        return seen or self._lookups is not None
 
     def add(self, inputs: Inputs | Lookups, mask: Tensor | None) -> None:
         """Add one call; `mask` (batch, sequence) is False at padding."""
         if isinstance(inputs, Lookups):
             found = inputs.kept(mask).to(self._device)
             if self._lookups is None:
-                self._lookups = torch.zeros(self._rows, dtype=torch.int64, device=self._device)
+                with torch.inference_mode(False):
+                    self._lookups = torch.zeros(self._rows, dtype=torch.int64, device=self._device)
             self._lookups += torch.bincount(found, minlength=self._rows)
         else:
-            self._add_moments(inputs, inputs.kept(mask))
-
-    def _add_moments(self, inputs: Inputs, index: Tensor | None) -> None:
-        seen = len(inputs) if index is None else len(index)
-        if not seen:
-            return
-        index, used = self._draw(index, seen)
-        gram, total, count, n_used = (part[self._of(inputs)] for part in self._sums())
-        count += seen
-        n_used += used
-        piece = piece_size(self._device)
-        # Autocast of the user's forward would form the products in half precision.
-        with torch.autocast(self._device.type, enabled=False), full_precision():
-            for columns in inputs.columns(index, piece):
-                x = columns.to(torch.promote_types(columns.dtype, torch.float32))
-                gram.add_((x @ x.mT).to(gram.device), alpha=seen / used)
-                total.add_(x.sum(-1).to(gram.device), alpha=seen / used)
-
-    def _draw(self, index: Tensor | None, seen: int) -> tuple[Tensor | None, int]:
-        used = seen if self._max_positions is None else min(seen, self._max_positions)
-        if used == seen:
-            return index, seen
-        drawn = torch.randperm(seen, generator=self._generator)[:used].sort().values
-        return (drawn if index is None else index[drawn]), used
-
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums of x x^T, of x, and the numbers of positions; made when first needed."""
-        if self._moments is None:
-            like: dict[str, Any] = {"device": self._device, "dtype": torch.float64}
-            self._moments = (
-                torch.zeros(self._groups, self._n, self._n, **like),
-                torch.zeros(self._groups, self._n, **like),
-                torch.zeros(self._groups, dtype=torch.int64, device=self._device),
-                torch.zeros(self._groups, dtype=torch.int64, device=self._device),
-            )
-        return self._moments
-
-    def _of(self, inputs: Inputs) -> slice:
-        return slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+            # Made when first needed: an embedding needs none. The forward around this may be for
+            # inference only, whose tensors cannot be changed afterwards.
+            if self._moments is None:
+                with torch.inference_mode(False):
+                    self._moments = MomentSum(*self._settings)
+            self._moments.add(inputs, mask)
 
     def result(self) -> Statistics:
         """Divide by the numbers of positions; the sums are used up."""
-        if self._moments is None:
+        sums, self._moments = self._moments, None
+        if sums is None or not sums.count.any():
             return Statistics(None, self._lookups)
-        gram, total, count, used = self._moments
-        self._moments = None
-        divisor = count.clamp(min=1).double()
+        divisor = sums.count.clamp(min=1).double()
         # In place: a second copy of the largest of all tensors would double the memory.
-        gram /= divisor[:, None, None]
-        return Statistics(Moments(gram, total / divisor[:, None], count, used), self._lookups)
+        gram = sums.gram.div_(divisor[:, None, None])
+        mean = sums.total / divisor[:, None]
+        return Statistics(Moments(gram, mean, sums.count, sums.used), self._lookups)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from numbers import Integral
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -15,33 +15,45 @@ from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
     InvalidParameterError,
-    RealNotInt,
     StrOptions,
-    make_constraint,
 )
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from .. import calibration, registry
-from ..errors import DataSupportError, MissingDataError, NoLayerError
-from ..factorized import densify, substitute
+from ..calibration import fold
+from ..calibration.workload import count_calls
+from ..decompositions.pivoted import Pivoted
+from ..factorized import densify
 from ..metrics import count_parameters
 from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
-from .calibrated import regress_sites
-from .factorizing import FactorizedSite, factorize_sites, stage_parameters
+from .calibrated import Calibration, foldable_norms, importances, regress_sites
+from .checks import RANKS, check_rank, require_support, uses_data
+from .comparing import Comparison
+from .factorizing import FactorizedSite, factorize_sites
+from .fitting import Fitting, Outcome, set_norms, trimmed
+from .pivoting import prefer_pivots
 from .planning import (
-    choose_options,
+    asked_ranks,
     compare_to_plan,
-    make_plan,
     rank_patterns,
     restore_ties,
-    why_unsupported,
 )
-from .sequential import refit
+from .replacing import replaced
+from .steps import Steps
+from .warm_start import Seen
+from .workload import workload
 
 _PATTERNS = [None, str, type, list, tuple, set]
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Keep the caller's autocast out of the mathematics: in half precision it would be lost."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 class FactorizingCompressor(Compressor):
@@ -51,15 +63,18 @@ class FactorizingCompressor(Compressor):
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "rank": [
-            Interval(RealNotInt, 0, 1, closed="right"),
-            Interval(Integral, 1, None, closed="left"),
-            StrOptions({"auto"}),
-            dict,
-        ],
+        "rank": [*RANKS, dict],
         "allocation": [str, HasMethods("allocate")],
+        "cost": [StrOptions({"parameters", "flops"})],
         "metric": [StrOptions({"auto", "weights", "activations", "fisher"})],
+        "pivot": ["boolean"],
         "reconstruction": [StrOptions({"auto", "independent", "sequential"})],
+        "sensitivity": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "refit_dense": ["boolean"],
+        "recalibrate_norm": ["boolean", StrOptions({"auto"})],
+        "fold_norm": ["boolean"],
+        "calibration_memory": [Interval(Real, 0, None, closed="neither")],
+        "max_positions": [None, Interval(Integral, 1, None, closed="left")],
         "layers": _PATTERNS,
         "exclude": _PATTERNS,
         "device": [None, str, torch.device],
@@ -74,8 +89,16 @@ class FactorizingCompressor(Compressor):
         rank: Any = 0.3,
         *,
         allocation: Any = "global",
+        cost: str = "parameters",
+        pivot: bool = False,
         metric: str = "auto",
         reconstruction: str = "auto",
+        sensitivity: Any = 0.0,
+        refit_dense: bool = False,
+        recalibrate_norm: Any = "auto",
+        fold_norm: bool = False,
+        calibration_memory: float = 2**31,
+        max_positions: int | None = None,
         layers: Any = None,
         exclude: Any = (),
         device: Any = None,
@@ -86,8 +109,16 @@ class FactorizingCompressor(Compressor):
     ):
         self.rank = rank
         self.allocation = allocation
+        self.cost = cost
+        self.pivot = pivot
         self.metric = metric
         self.reconstruction = reconstruction
+        self.sensitivity = sensitivity
+        self.refit_dense = refit_dense
+        self.recalibrate_norm = recalibrate_norm
+        self.fold_norm = fold_norm
+        self.calibration_memory = calibration_memory
+        self.max_positions = max_positions
         self.layers = layers
         self.exclude = exclude
         self.device = device
@@ -106,6 +137,7 @@ class FactorizingCompressor(Compressor):
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
         return [d for d in decompositions.values() if d.unsupported(shape) is None]
 
+    @_without_autocast()
     @torch.no_grad()
     def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
         """Factorise every layer and divide the budget; `model` stays as it is.
@@ -114,56 +146,86 @@ class FactorizingCompressor(Compressor):
         data : unlabelled inputs, for the metric of the activations: a tensor, an array, a
             DataLoader, or any iterable of batches that can be read again. A batch is a
             tensor, a tuple or list whose first item is the input, or a dict of keyword
-            inputs. Not used by the metric of the weights.
+            inputs. The metric of the weights does not use it; a budget of FLOPs uses the
+            shapes of its first batch.
         """
         self._validate_params()
-        _check_rank(type(self).__name__, self.rank)
-        calibrated = self._is_calibrated(data)
-        check_model(type(self).__name__, model)
+        owner = type(self).__name__
+        check_rank(owner, self.rank)
+        calibrated = uses_data(self, data)
+        check_model(owner, model)
         check_patterns("layers", self.layers, model)
         check_patterns("exclude", self.exclude, model)
         check_patterns("rank", rank_patterns(self.rank), model)
         selection = select(model, self.layers, self.exclude)
-        require_sites(type(self).__name__, selection)
+        require_sites(owner, selection)
 
+        steps = Steps(calibration.device_of(model))
+        n_in, given, seen = count_parameters(model), None, None
+        folded: dict[str, str] = {}
+        if calibrated:
+            seen = Seen.by(self, data)
+            with steps("observe"):
+                given = Calibration.observed(
+                    calibration.batches(owner, data, model),
+                    model,
+                    selection.sites,
+                    memory=self.calibration_memory,
+                    max_positions=self.max_positions,
+                    random_state=self.random_state,
+                )
+                if self.fold_norm:
+                    folded = foldable_norms(model, given.norms)
+                    model, given = fold(model, folded), given.without(folded)
+                    selection = select(model, self.layers, self.exclude)
+        # Before the factorisations: what is wrong with the data shows in seconds.
+        counted = None
+        if self.cost == "flops":
+            batches = calibration.batches(owner, data, model)
+            counted = count_calls(model, selection.sites, batches)
+        if given is not None and (self.sensitivity or self.metric == "fisher"):
+            with steps("differentiate"):
+                given = given.with_gradients(model, selection.sites, self.verbose)
         decompositions = self._resolved_decompositions()
-        allocation = registry.make("allocations", self.allocation)
-        batches = calibration.batches(type(self).__name__, data, model) if calibrated else None
-        seen_data = (data, _version(data)) if calibrated else None
-        same = self.warm_start and _same(seen_data, getattr(self, "_seen_data", None))
-        known = getattr(self, "_factorized", {}) if same else {}
-        sites = self._factorized_sites(model, selection.sites, decompositions, batches, known)
-        _require_support(type(self).__name__, sites, decompositions)
-        n_in = count_parameters(model)
-        choices, reasons = choose_options(sites, selection.sites, self.rank, allocation, n_in)
-        plan = make_plan(selection, sites, choices, reasons, decompositions)
+        earlier = getattr(self, "_seen", None)
+        same = seen.same(earlier) if seen is not None else earlier is None
+        known = getattr(self, "_factorized", {}) if self.warm_start and same else {}
+        with steps("factorize"):
+            sites = self._factorized_sites(model, selection.sites, decompositions, given, known)
+        require_support(owner, sites, decompositions)
+        work = None
+        if counted is not None:
+            work = workload(selection.sites, sites, decompositions, *counted)
+        fitting = Fitting(model, selection, sites, decompositions, given, work, self.device)
+        outcome, divergence, measured = self._best_outcome(fitting, steps)
 
-        self.plan_: Plan = plan
+        plan: Plan = outcome.plan
+        self.plan_ = plan
         self.ranks_ = {p.name: p.rank for p in plan if p.rank is not None}
-        self.spectra_ = {s.name: v for s, c in zip(sites, choices, strict=True)
+        self.spectra_ = {s.name: v for s, c in zip(sites, outcome.choices, strict=True)
                          if (v := s.spectrum(c)) is not None}  # fmt: skip
         self.n_parameters_in_ = n_in
-        self.n_parameters_out_ = n_in - sum(p.before - p.after for p in plan)
-        self.report_ = Report(plan, self.n_parameters_in_, self.n_parameters_out_)
+        self.n_parameters_out_ = count_parameters(model) - sum(p.before - p.after for p in plan)
+        for name in ("n_flops_in_", "n_flops_out_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
+        if outcome.flops is not None:
+            self.n_flops_in_, self.n_flops_out_ = outcome.flops
+        self.report_ = Report(
+            plan,
+            self.n_parameters_in_,
+            self.n_parameters_out_,
+            outcome.flops,
+            steps=tuple(steps.done),
+            divergence=divergence,
+            measured=measured,
+        )
         self._patterns = (self.layers, self.exclude)
         self._decompositions = decompositions
-        self._calibrated = calibrated
-        self._seen_data = seen_data if self.warm_start else None
-        self._fits: dict[str, FactorizedSite] = {}
-        if batches is not None and self.reconstruction != "independent":
-            self._fits = refit(
-                model,
-                selection.sites,
-                {s.name: s for s in sites},
-                plan,
-                decompositions,
-                batches,
-                self.device,
-                self.verbose,
-            )
-        if not self.warm_start:
-            sites = [s.trimmed(c) for s, c in zip(sites, choices, strict=True)]
-        self._factorized: dict[str, FactorizedSite] = {s.name: s for s in sites}
+        self._calibrated, self._folded = calibrated, folded
+        self._norms, self._fits = outcome.norms, outcome.fits
+        self._seen = seen if self.warm_start else None
+        kept = sites if self.warm_start else trimmed(sites, outcome)
+        self._factorized: dict[str, FactorizedSite] = {s.name: s for s in kept}
         return self
 
     @torch.no_grad()
@@ -191,48 +253,72 @@ class FactorizingCompressor(Compressor):
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
+    @_without_autocast()
     def _replaced(
         self, model: nn.Module, known: Callable[[str], FactorizedSite | None]
     ) -> nn.Module:
         check_model(type(self).__name__, model)
+        if self._folded:
+            model = fold(model, self._folded)
         selection = select(model, *self._patterns)
         restore_ties(self.plan_, selection)
         compare_to_plan(self.plan_, selection)
-        factors: dict[str, dict[str, Any]] = {}
-        offsets: dict[str, Tensor] = {}
-        for site in selection.sites:
-            planned = self.plan_[site.name]
-            if planned.rank is None:
-                continue
-            made, offset = stage_parameters(
-                site,
-                planned,
-                known(site.name),
-                self._decompositions,
-                self.device,
-                calibrated=self._calibrated,
-            )
-            for module_name, slot_name in site.users:
-                factors.setdefault(module_name, {})[slot_name] = made
-            if offset is not None:
-                offsets[site.users[0][0]] = offset
-        result = substitute(model, factors)
-        for name, offset in offsets.items():
-            result.get_submodule(name).bias.data.add_(offset)  # type: ignore[union-attr, operator]
+        result = replaced(
+            model,
+            selection,
+            self.plan_,
+            known,
+            self._decompositions,
+            self.device,
+            calibrated=self._calibrated,
+        )
+        set_norms(result, self._norms)
         return result
+
+    def _best_outcome(
+        self, fitting: Fitting, steps: Steps
+    ) -> tuple[Outcome, float | None, dict[str, float]]:
+        """Give what loses least of the network's outputs, how much that is, and of each layer's."""
+        allocation = registry.make("allocations", self.allocation)
+        given = fitting.calibration
+        if given is None:
+            with steps("allocate"):
+                return fitting.outcome(self.rank, allocation), None, {}
+        needed = self.sensitivity == "auto"
+        comparison = Comparison(fitting, self.recalibrate_norm, steps, needed=needed)
+        for importance in importances(fitting.sites, self.sensitivity):
+            with steps("reconstruct" if self.reconstruction != "independent" else "allocate"):
+                outcome = fitting.outcome(
+                    self.rank,
+                    allocation,
+                    importance,
+                    sequential=self.reconstruction != "independent",
+                    dense=self.refit_dense,
+                    verbose=self.verbose,
+                )
+            comparison.add(outcome)
+        return comparison.best()
 
     def _factorized_sites(
         self,
         model: nn.Module,
         sites: Sequence[Site],
         decompositions: Mapping[str, Decomposition],
-        batches: calibration.Batches | None,
+        given: Calibration | None,
         known: Mapping[str, FactorizedSite],
     ) -> list[FactorizedSite]:
         """Do the expensive step for every weight, in the metric that there are inputs for."""
-        compete = partial(self._competing, decompositions)
-        if batches is not None:
-            return regress_sites(model, sites, batches, compete, known, self.device, self.verbose)
+
+        def compete(site: Site) -> list[Decomposition]:
+            able = self._competing(decompositions, site.slot.shape[1:])
+            return prefer_pivots(able, decompositions, site)
+
+        if given is not None:
+            fisher, asked = self.metric == "fisher", asked_ranks(self.rank)
+            return regress_sites(
+                model, sites, given, compete, known, self.device, self.verbose,
+                fisher=fisher, asked=asked,
+            )  # fmt: skip
         return factorize_sites(sites, compete, known, self.device, self.n_jobs, self.verbose)
 
     def _resolved_decompositions(self) -> dict[str, Decomposition]:
@@ -241,6 +327,9 @@ class FactorizingCompressor(Compressor):
         resolved: dict[str, Decomposition] = {}
         for candidate in self._candidates():
             decomposition: Any = clone(registry.make("decompositions", candidate))
+            pivot = self.pivot or isinstance(decomposition, Pivoted)
+            if isinstance(decomposition, Pivoted):
+                decomposition = decomposition.decomposition
             if decomposition.get_params().get("random_state", 0) is None:
                 decomposition.set_params(random_state=int(random_state.randint(2**31 - 1)))
             if decomposition.scheme in resolved:
@@ -250,52 +339,7 @@ class FactorizingCompressor(Compressor):
                     f"{decomposition.scheme!r} twice instead."
                 )
             resolved[decomposition.scheme] = decomposition
+            if pivot:
+                pivoted = Pivoted(decomposition)
+                resolved[pivoted.scheme] = pivoted
         return resolved
-
-    def _is_calibrated(self, data: object) -> bool:
-        """Whether data takes part; refuses settings that need it where there is none."""
-        owner = type(self).__name__
-        if self.metric == "fisher":
-            raise DataSupportError(owner, "metric='fisher'")
-        calibrated = data is not None and self.metric != "weights"
-        for setting, value in (("metric", "activations"), ("reconstruction", "sequential")):
-            if getattr(self, setting) == value and not calibrated:
-                raise MissingDataError(owner, f"{setting}={value!r}")
-        return calibrated
-
-
-def _version(data: object) -> int | None:
-    """Count of a tensor's changes in place; None for other data, which has no such count."""
-    return data._version if isinstance(data, Tensor) else None
-
-
-def _same(one: tuple[Any, int | None] | None, other: tuple[Any, int | None] | None) -> bool:
-    """Whether two fits saw the same data: the same object, as it was; or none."""
-    if one is None or other is None:
-        return one is other
-    return one[0] is other[0] and one[1] == other[1]
-
-
-def _require_support(
-    owner: str, sites: Sequence[FactorizedSite], decompositions: Mapping[str, Decomposition]
-) -> None:
-    """Refuse a model of which no weight can be cut up by any of the decompositions."""
-    if not any(site.candidates for site in sites):
-        raise NoLayerError(
-            owner, [(s.name, s.reason or why_unsupported(s.shape, decompositions)) for s in sites]
-        )
-
-
-def _check_rank(owner: str, rank: Any) -> None:
-    """What parameter constraints cannot say: no bool, and what a dict may hold."""
-    allowed = [make_constraint(c) for c in FactorizingCompressor._parameter_constraints["rank"][:3]]
-    values = list(rank.values()) if isinstance(rank, dict) else [rank]
-    if not values or any(
-        isinstance(value, bool) or not any(c.is_satisfied_by(value) for c in allowed)
-        for value in values
-    ):
-        raise InvalidParameterError(
-            f"The 'rank' parameter of {owner} must be a float in the range (0.0, 1.0], an int in "
-            "the range [1, inf), 'auto', or a non-empty dict of name pattern to these. "
-            f"Got {rank!r} instead."
-        )

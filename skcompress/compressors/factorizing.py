@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from ..errors import CalibratedWeightError, MetaWeightError, NonFiniteWeightError
-from ..factorized.chain import merge_groups, merge_stages, multiply_out
+from ..factorized import kind_of
+from ..factorized.chain import empty_factors, merge_groups, merge_stages, multiply_out
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
 from ..selection import Site
 
-Compete = Callable[[Sequence[int]], list[Decomposition]]
+Compete = Callable[[Site], list[Decomposition]]
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,14 @@ class FactorizedSite:
 
     shape : (out, in, *kernel) of each of its groups
     dense : stored numbers
+    tried : settings of the decompositions that were asked; None where these are the candidates'
     means : (groups, n), mean inputs of the factors on the data, and (groups, out), the mean
-        outputs that they are to give; where a bias makes up for the difference
+        outputs that they are to give; where something makes up for the difference
+    offset_to : name of the module that does: the layer itself, by its bias, or the batch
+        normalisation after it, by its running mean
+    sensitivity : K-FAC energy, how much the network's outputs react to all of the weight; None
+        where it is not known
+    refitted : (groups, out, in, *kernel), what replaces the weight where it stays dense
     reason : why there are no candidates, where it is not for the weight's shape
     """
 
@@ -55,7 +63,11 @@ class FactorizedSite:
     dense: int
     fingerprint: int
     candidates: tuple[Candidate, ...]
+    tried: tuple[str, ...] | None = None
     means: tuple[Tensor, Tensor] | None = None
+    offset_to: str | None = None
+    sensitivity: float | None = None
+    refitted: Tensor | None = None
     reason: str | None = None
 
     @property
@@ -80,10 +92,16 @@ class FactorizedSite:
         parts = [part.trim(rank) for part in chosen.parts]
         return replace(self, candidates=(Candidate(chosen.settings, parts),))
 
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether a weight (groups, out, in, *kernel) is the one that this is about."""
+        return fingerprint(self.name, weight) == self.fingerprint
+
     def is_result_of(self, fingerprint: int, settings: Sequence[str]) -> bool:
         """Whether it is of the weight with this fingerprint, cut up in these ways."""
-        ways = [candidate.settings for candidate in self.candidates]
-        return self.fingerprint == fingerprint and ways == list(settings)
+        tried = self.tried
+        if tried is None:
+            tried = tuple(candidate.settings for candidate in self.candidates)
+        return self.fingerprint == fingerprint and tried == tuple(settings)
 
     def parts(self, scheme: str, fingerprint: int) -> list[Factorization] | None:
         """Factorisations for a scheme, if these are of the weight with this fingerprint."""
@@ -102,7 +120,7 @@ def factorize_sites(
 ) -> list[FactorizedSite]:
     """Factorise every weight in all ways that compete for it.
 
-    compete : gives the decompositions for a weight of some shape
+    compete : gives the decompositions for a weight
     known : earlier results; those of unchanged weights are taken over
     """
 
@@ -113,7 +131,7 @@ def factorize_sites(
         for site in tqdm(sites, desc="factorize", unit="layer", disable=not verbose):
             weight = working_weight(site, device)
             seen = fingerprint(site.name, weight)
-            decompositions = compete(weight.shape[1:])
+            decompositions = compete(site)
             for d in decompositions:
                 if d.scheme not in settings:
                     settings[d.scheme] = repr(d)
@@ -214,7 +232,7 @@ def stage_parameters(
 
     calibrated : whether only `known` will do, since data took part in it
 
-    Also gives what is to be added to the layer's bias, of shape (groups * out,); None
+    Also gives what is missing in the layer's mean outputs, of shape (groups * out,); None
     for nothing. A weight on the meta device gives parameters on the meta device.
     """
     stored = site.slot.read().detach()
@@ -223,9 +241,8 @@ def stage_parameters(
     assert planned.scheme is not None
     assert planned.rank is not None
     if stored.is_meta:
-        shapes = merge_stages(planned.stages, stored.shape[0])
-        tensors = [torch.empty(s.shape, dtype=stored.dtype, device="meta") for s in shapes]
-        groups = tuple(s.groups for s in shapes)
+        stages = merge_stages(planned.stages, stored.shape[0])
+        factors = empty_factors(stages, stored.dtype, "meta")
     else:
         weight = working_weight(site, device)
         seen = fingerprint(site.name, weight)
@@ -237,17 +254,41 @@ def stage_parameters(
             parts = [decomposition.factorize(group) for group in weight]
         made = [p.factors(g, planned.rank) for p, g in zip(parts, weight, strict=True)]
         if known is not None and known.means is not None:
-            offset = missing_mean(made, *known.means).to(stored)
+            offset = missing_mean([multiply_out(f) for f in made], *known.means)
         factors = merge_groups(made)
-        tensors = [t.to(stored).contiguous() for t in factors.tensors]
-        groups = factors.groups
-    return Factors(tuple(nn.Parameter(t, trained) for t in tensors), groups), offset
+    tensors = [t.to(stored).contiguous() for t in factors.tensors]
+    pivots = [p and replace(p, order=p.order.to(stored.device)) for p in factors.pivots]
+    parameters = tuple(nn.Parameter(t, trained) for t in tensors)
+    return replace(factors, tensors=parameters, pivots=tuple(pivots)), offset
 
 
-def missing_mean(factors: Sequence[Factors], inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Difference E[y] - W' E[x'] that a bias has to add, of shape (groups * out,).
+def missing_mean(weights: Iterable[Tensor], inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Difference E[y] - W' E[x'] that is to be added, of shape (groups * out,), float64.
 
-    factors : of each group; inputs : (groups, n); outputs : (groups, out)
+    weights : W' (out, in, *kernel) of each group; inputs : (groups, n); outputs : (groups, out)
     """
-    given = [multiply_out(f).flatten(1).to(x) @ x for f, x in zip(factors, inputs, strict=True)]
+    given = [w.flatten(1).to(x) @ x for w, x in zip(weights, inputs, strict=True)]
     return (outputs - torch.stack(given)).flatten()
+
+
+def add_offset(module: nn.Module, offset: Tensor) -> None:
+    """Add to what a layer gives, in place: by its bias, or by the mean that is taken off it.
+
+    module : the layer, or the batch normalisation after it
+    """
+    if isinstance(module, _BatchNorm):
+        assert module.running_mean is not None
+        module.running_mean.sub_(offset.to(module.running_mean))
+    else:
+        bias: Tensor = module.bias.data  # type: ignore[assignment, union-attr]
+        bias.add_(offset.to(bias))
+
+
+def set_weight(module: nn.Module, known: FactorizedSite) -> Tensor | None:
+    """Write a refitted weight into a layer; gives what is missing in its mean outputs."""
+    assert known.refitted is not None
+    kind = kind_of(module)
+    assert kind is not None
+    (slot,) = kind.slots(module)
+    slot.read().detach().copy_(known.refitted)
+    return None if known.means is None else missing_mean(known.refitted, *known.means)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import registry
+from ..decompositions.pivoted import Pivoted
 from ..errors import PlanMismatchError
 from ..plan import LayerPlan, Plan, sizes
 from ..protocols import Allocation, Choice, Curve, Decomposition, Layer
@@ -17,7 +18,7 @@ from ..selection import Pattern, Selection, Site, flat_shape, matches
 from .factorizing import FactorizedSite
 
 NOT_WORTH_IT = "keeping it dense is the best use of the budget"
-NEVER_SMALLER = "no rank makes it smaller"
+NEVER_SMALLER = "no rank makes it {}"
 
 
 def rank_patterns(rank: Any) -> list[Pattern]:
@@ -25,46 +26,55 @@ def rank_patterns(rank: Any) -> list[Pattern]:
     return list(rank) if isinstance(rank, dict) else []
 
 
+def asked_ranks(rank: Any) -> set[int]:
+    """Whole numbers that are asked for as ranks."""
+    values = rank.values() if isinstance(rank, dict) else [rank]
+    return {int(value) for value in values if isinstance(value, Integral)}
+
+
 def choose_options(
-    sites: Sequence[FactorizedSite],
+    layers: Sequence[Layer],
     where: Sequence[Site],
     rank: Any,
     allocation: Allocation,
-    n_parameters: int,
+    n_total: int,
+    gain: str = "smaller",
 ) -> tuple[list[Choice | None], list[str | None]]:
     """Choose an option per weight, and say of each that stays dense why.
 
     where : the sites in the model, for the patterns of a rank that is a dict
-    n_parameters : of the whole model
+    n_total : what the whole model costs, in the unit of the layers
+    gain : what a compressed layer is said to be
     """
-    layers = [site.layer for site in sites]
     if not isinstance(rank, dict):
-        n_fixed = n_parameters - sum(layer.dense for layer in layers)
-        return _choose(layers, rank, allocation, n_fixed)
+        n_fixed = n_total - sum(layer.dense for layer in layers)
+        return _choose(layers, rank, allocation, n_fixed, gain)
     choices: list[Choice | None] = [None] * len(layers)
     reasons: list[str | None] = ["no pattern of rank matches it"] * len(layers)
     open_ = set(range(len(layers)))
     for pattern, value in rank.items():
         members = [i for i in sorted(open_) if matches(pattern, where[i].names, where[i].modules)]
         open_.difference_update(members)
-        chosen, why = _choose([layers[i] for i in members], value, allocation, n_fixed=0)
+        chosen, why = _choose([layers[i] for i in members], value, allocation, 0, gain)
         for i, choice, reason in zip(members, chosen, why, strict=True):
             choices[i], reasons[i] = choice, reason
     return choices, reasons
 
 
 def _choose(
-    layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: int
+    layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: int, gain: str
 ) -> tuple[list[Choice | None], list[str | None]]:
     if isinstance(rank, Integral):
         choices = [_fixed(layer, int(rank)) for layer in layers]
-        why = [_why_not_fixed(layer, int(rank)) for layer in layers]
+        why = [_why_not_fixed(layer, int(rank), gain) for layer in layers]
     else:
         if isinstance(rank, str):
             allocation = registry.make("allocations", "auto")
             rank = 1.0
         choices = allocation.allocate(layers, float(rank), n_fixed)
-        why = [NOT_WORTH_IT if _can_shrink(layer) else NEVER_SMALLER for layer in layers]
+        why = [
+            NOT_WORTH_IT if _can_shrink(layer) else NEVER_SMALLER.format(gain) for layer in layers
+        ]
     reasons = [w if choice is None else None for choice, w in zip(choices, why, strict=True)]
     return choices, reasons
 
@@ -79,9 +89,9 @@ def _positions(curve: Curve, rank: int) -> np.ndarray:
     return np.flatnonzero((ranks == rank).all(axis=1))
 
 
-def _why_not_fixed(layer: Layer, rank: int) -> str:
+def _why_not_fixed(layer: Layer, rank: int, gain: str) -> str:
     if any(len(_positions(curve, rank)) for curve in layer.curves):
-        return f"rank {rank} would not make it smaller"
+        return f"rank {rank} would not make it {gain}"
     return f"rank {rank} is not on offer for it"
 
 
@@ -143,7 +153,8 @@ def make_plan(
 
 def why_unsupported(shape: Sequence[int], decompositions: Mapping[str, Decomposition]) -> str:
     """Say of each decomposition why it cannot cut up a weight (out, in, *kernel)."""
-    reasons = {name: d.unsupported(shape) for name, d in decompositions.items()}
+    plain = {name: d for name, d in decompositions.items() if not isinstance(d, Pivoted)}
+    reasons = {name: d.unsupported(shape) for name, d in plain.items()}
     return "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
 
 

@@ -25,7 +25,8 @@ class SVDCompressor(FactorizingCompressor):
         1 x 1; ``"input"``: 1 x 1 to r, then k x k; ``"spatial"``: k x 1 to r, then 1 x k
         (layers without two kernel axes fall back to "output"); ``"auto"``: per layer the
         one with the least error for the parameters it gets.
-    allocation, metric, reconstruction, layers, exclude, device, random_state, n_jobs, \
+    allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
+fold_norm, calibration_memory, max_positions, layers, exclude, device, random_state, n_jobs, \
 warm_start, verbose
         As for :class:`LowRankCompressor`, as are the learnt attributes.
 
@@ -58,8 +59,16 @@ warm_start, verbose
         *,
         scheme: str = "auto",
         allocation: Any = "global",
+        cost: str = "parameters",
+        pivot: bool = False,
         metric: str = "auto",
         reconstruction: str = "auto",
+        sensitivity: Any = 0.0,
+        refit_dense: bool = False,
+        recalibrate_norm: Any = "auto",
+        fold_norm: bool = False,
+        calibration_memory: float = 2**31,
+        max_positions: int | None = None,
         layers: Any = None,
         exclude: Any = (),
         device: Any = None,
@@ -69,9 +78,12 @@ warm_start, verbose
         verbose: bool | int = False,
     ):
         super().__init__(
-            rank, allocation=allocation, metric=metric, reconstruction=reconstruction,
-            layers=layers, exclude=exclude, device=device, random_state=random_state,
-            n_jobs=n_jobs, warm_start=warm_start, verbose=verbose,
+            rank, allocation=allocation, cost=cost, pivot=pivot, metric=metric,
+            reconstruction=reconstruction, sensitivity=sensitivity, refit_dense=refit_dense,
+            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm,
+            calibration_memory=calibration_memory, max_positions=max_positions, layers=layers,
+            exclude=exclude, device=device, random_state=random_state, n_jobs=n_jobs,
+            warm_start=warm_start, verbose=verbose,
         )  # fmt: skip
         self.scheme = scheme
 

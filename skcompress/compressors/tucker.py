@@ -17,7 +17,8 @@ class TuckerCompressor(FactorizingCompressor):
     rank : float, int, "auto" or dict, default=0.3
         As for :class:`LowRankCompressor`. In `ranks_` a convolution has a pair (outputs,
         inputs); an int asks for that many of both.
-    allocation, metric, reconstruction, layers, exclude, device, random_state, n_jobs, \
+    allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
+fold_norm, calibration_memory, max_positions, layers, exclude, device, random_state, n_jobs, \
 warm_start, verbose
         As for :class:`LowRankCompressor`, as are the learnt attributes.
 

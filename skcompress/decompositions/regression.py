@@ -6,6 +6,8 @@ best factors are the truncated SVD in the metric of the activations; where y are
 the original network and x the inputs that an already compressed one gives, the factors make up for
 what was lost before.
 
+Where errors of the outputs count as |R e|^2, all of this is done for R y, and R undone.
+
 Every scheme is the same two steps. The first factor V (r, c) reads the c columns of an unfolding:
 the leading directions of the regression W* = C A^-1 in the metric of these columns. It is applied
 at each of the k places of the kernel axes that the unfolding leaves over, so that
@@ -34,22 +36,32 @@ class RegressionFactorization(Factorization):
     """Factors of one weight in the metric of its inputs, at every rank that saves numbers.
 
     unfolding : which matrix; fold : gives the factors of (rows, r) and (r, columns);
-    scheme : the name that the report shows.
+    scheme : the name that the report shows; every_rank : also ranks that save nothing.
     """
 
-    def __init__(self, weight: Tensor, unfolding: str, fold: Fold, scheme: str, metric: Metric):
+    def __init__(
+        self,
+        weight: Tensor,
+        unfolding: str,
+        fold: Fold,
+        scheme: str,
+        metric: Metric,
+        every_rank: bool = False,
+    ):
         out = weight.shape[0]
         rows, columns = unfold(weight, unfolding).shape
         places = rows // out
-        metric = with_ridge(weight, metric)
+        metric = metric.with_ridge(weight)
         # Inputs in the order (places, columns): places are what of the kernel is in the rows.
         numbers = torch.arange(weight[0].numel(), device=weight.device)
         order = unfold(numbers.reshape(1, *weight.shape[1:]), unfolding).flatten()
-        gram, cross = metric.gram[order][:, order], metric.cross[:, order]
+        gram, cross = metric.gram[order][:, order], metric.seen(metric.cross[:, order])
         by_place = gram.reshape(places, columns, places, columns)
         root = cholesky(by_place.diagonal(dim1=0, dim2=2).sum(-1) / places)
         regression = torch.cholesky_solve(cross.mT, cholesky(gram)).mT.reshape(rows, columns)
-        most = min(rows, columns, break_even(rows, columns))
+        most = min(rows, columns)
+        if not every_rank:
+            most = min(most, break_even(rows, columns))
         values, directions = right_directions(regression @ root)
         # Rows of the first factor, at every rank the first so many of them: Z^T L^-1.
         self._right = torch.linalg.solve_triangular(
@@ -59,10 +71,11 @@ class RegressionFactorization(Factorization):
         self._root = cholesky(seen.reshape(most * places, most * places))
         target = torch.einsum("rc,okc->rko", self._right, cross.reshape(out, places, columns))
         # Row i: what the i-th number of z, less what those before it say, tells about y.
-        self._told = torch.linalg.solve_triangular(
+        told = torch.linalg.solve_triangular(
             self._root, target.reshape(most * places, out), upper=False
         )
-        gained = self._told.square().sum(1).reshape(most, places).sum(1).cumsum(0)
+        gained = told.square().sum(1).reshape(most, places).sum(1).cumsum(0)
+        self._told = metric.unseen(told.mT).mT
         ranks = np.arange(1, most + 1)
         self._fold, self._places = fold, places
         self.curve = Curve(
@@ -91,18 +104,8 @@ class RegressionFactorization(Factorization):
         return self
 
 
-def with_ridge(weight: Tensor, metric: Metric) -> Metric:
-    """Add a little of what the weight would give on white inputs.
-
-    The regression then shrinks to the weight, not to zero, where inputs say nothing; A
-    becomes positive definite.
-    """
-    ridge = metric.ridge
-    size = float(metric.gram.diagonal().mean()) or 1.0
-    matrix = weight.flatten(1).to(metric.gram)
-    white = torch.eye(len(metric.gram), dtype=matrix.dtype, device=matrix.device)
-    return Metric(
-        metric.gram + ridge * size * white,
-        metric.cross + ridge * size * matrix,
-        metric.energy + ridge * size * float(matrix.square().sum()),
-    )
+def least_squares(weight: Tensor, metric: Metric) -> Tensor:
+    """Weight of any rank, of the shape of `weight`, that best gives the outputs from the inputs."""
+    metric = metric.with_ridge(weight)
+    found = torch.cholesky_solve(metric.cross.mT, cholesky(metric.gram)).mT
+    return found.reshape(weight.shape).to(weight.dtype)

@@ -28,18 +28,22 @@ class MatrixFactorization(Factorization):
 
     Keeps the singular vectors of the shorter side only, in the weight's precision and up
     to the rank where the factors stop being smaller: at most half of the weight's size.
+    Factors of higher ranks cost another SVD, unless `every_rank` is kept.
 
     unfolding : which matrix (rows, columns); fold : gives the factors of (rows, r) and
     (r, columns); scheme : the name that the report shows.
     """
 
-    def __init__(self, weight: Tensor, unfolding: str, fold: Fold, scheme: str):
+    def __init__(
+        self, weight: Tensor, unfolding: str, fold: Fold, scheme: str, every_rank: bool = False
+    ):
         matrix = unfold(weight, unfolding)
         rows, columns = matrix.shape
         values, vectors = leading_subspace(matrix)
         tails = tail_energies(values)
         self._unfolding, self._fold = unfolding, fold
-        self._basis = vectors[:, : break_even(rows, columns)].clone()
+        most = len(values) if every_rank else break_even(rows, columns)
+        self._basis = vectors[:, :most].clone()
         ranks = np.arange(1, len(values) + 1)
         self.curve = Curve(
             scheme=scheme,
@@ -91,8 +95,9 @@ class SVD(Decomposition):
     Zhang et al. 2015, arXiv 1505.06798.
     """
 
-    def __init__(self, unfolding: str = "output"):
+    def __init__(self, unfolding: str = "output", every_rank: bool = False):
         self.unfolding = unfolding
+        self.every_rank = every_rank
 
     @property
     def scheme(self) -> str:
@@ -104,10 +109,12 @@ class SVD(Decomposition):
         return None
 
     def factorize(self, weight: Tensor) -> MatrixFactorization:
-        return MatrixFactorization(weight, self.unfolding, self._fold, self.scheme)
+        return MatrixFactorization(weight, self.unfolding, self._fold, self.scheme, self.every_rank)
 
     def regress(self, weight: Tensor, metric: Metric) -> RegressionFactorization:
-        return RegressionFactorization(weight, self.unfolding, self._fold, self.scheme, metric)
+        return RegressionFactorization(
+            weight, self.unfolding, self._fold, self.scheme, metric, self.every_rank
+        )
 
     @property
     def _fold(self) -> Fold:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..protocols import Factors
 from .inputs import Inputs, rows
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
-from .linear import FactorizedLinear, linear
+from .linear import FactorizedLinear, linear, stored_factors
 from .reparametrized import computed_names, holds_more
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
@@ -175,8 +175,9 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             setattr(attention, name, dense_copy(getattr(self, name), memo))
         if isinstance(self.out_proj, Factorized):
             # In place: torch has a class of its own for this layer.
-            factors = [stage.weight for stage in self.out_proj]
-            attention.out_proj.weight = _multiplied(self.out_proj.weight, factors)
+            attention.out_proj.weight = _multiplied(
+                self.out_proj.weight, stored_factors(self.out_proj)
+            )
             attention.out_proj.bias = dense_copy(self.out_proj.bias, memo)
         else:
             attention.out_proj = copy.deepcopy(self.out_proj, memo)
@@ -200,6 +201,7 @@ class AttentionKind(LayerKind):
     """`torch.nn.MultiheadAttention`; owns the projection layer inside it."""
 
     name = "MultiheadAttention"
+    takes_pivots = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, nn.MultiheadAttention)

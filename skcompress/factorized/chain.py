@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..protocols import Factors, Stage
+from ..protocols import Factors, Pivots, Stage
 
 
 def merge_groups(parts: Sequence[Factors]) -> Factors:
@@ -16,12 +16,72 @@ def merge_groups(parts: Sequence[Factors]) -> Factors:
     Stage j becomes a grouped convolution with len(parts) times the groups it had.
     """
     tensors = tuple(torch.cat(same) for same in zip(*(p.tensors for p in parts), strict=True))
-    return Factors(tensors, tuple(len(parts) * g for g in parts[0].groups))
+    groups = tuple(len(parts) * g for g in parts[0].groups)
+    if len(parts) == 1 or not parts[0].pivots:
+        return Factors(tensors, groups, parts[0].pivots)
+    stages = parts[0].stages
+    pivots = tuple(map(_merge_pivots, stages, zip(*(p.pivots for p in parts), strict=True)))
+    return Factors(tensors, groups, pivots)
+
+
+def _merge_pivots(stage: Stage, parts: Sequence[Pivots | None]) -> Pivots | None:
+    """Number the channels of each group after those of the groups before it."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        return None
+    orders = [p.order + g * len(p.order) for g, p in enumerate(present)]
+    n_pivots = stage.groups * _n_pivots(stage)
+    order = torch.cat([o[:n_pivots] for o in orders] + [o[n_pivots:] for o in orders])
+    return Pivots(present[0].axis, order)
 
 
 def merge_stages(stages: Sequence[Stage], groups: int) -> tuple[Stage, ...]:
     """Shapes of `merge_groups` of `groups` parts with these stages."""
-    return tuple(Stage((groups * s.shape[0], *s.shape[1:]), groups * s.groups) for s in stages)
+    return tuple(
+        Stage((groups * s.shape[0], *s.shape[1:]), groups * s.groups, s.pivots) for s in stages
+    )
+
+
+def empty_factors(stages: Sequence[Stage], dtype: torch.dtype, device: str) -> Factors:
+    """Factors of these shapes, without values."""
+    pivots = [
+        None if s.pivots is None else Pivots(
+            s.pivots,
+            torch.empty(s.shape[0] + s.groups * s.shape[1], dtype=torch.int64, device=device),
+        )
+        for s in stages
+    ]  # fmt: skip
+    return Factors(
+        tuple(torch.empty(s.shape, dtype=dtype, device=device) for s in stages),
+        tuple(s.groups for s in stages),
+        tuple(pivots) if any(pivots) else (),
+    )
+
+
+def _n_pivots(stage: Stage) -> int:
+    """Channels of each group that are pivots: the length of the stored tensor's other axis."""
+    return stage.shape[1] if stage.pivots == 0 else stage.shape[0] // stage.groups
+
+
+def whole(tensor: Tensor, groups: int, pivots: Pivots | None) -> Tensor:
+    """Join what is stored of a factor with the identity that is not."""
+    if pivots is None:
+        return tensor
+    stored = tensor.flatten(1).unflatten(0, (groups, -1))
+    n_pivots = _n_pivots(Stage(tuple(tensor.shape), groups, pivots.axis))
+    identity = torch.eye(n_pivots, dtype=tensor.dtype, device=tensor.device)
+    joined = torch.cat([identity.expand(groups, -1, -1), stored], dim=1 + pivots.axis)
+    if pivots.axis:
+        joined = joined.mT
+    # Which row is which channel within its group; where each channel is among the rows.
+    n_first = groups * n_pivots
+    first, others = pivots.order[:n_first], pivots.order[n_first:]
+    channels = torch.cat([first.reshape(groups, -1), others.reshape(groups, -1)], dim=1)
+    rows = channels.argsort(dim=1)[..., None].expand_as(joined)
+    joined = joined.gather(1, rows)
+    if pivots.axis:
+        joined = joined.mT
+    return joined.flatten(0, 1).reshape(-1, joined.shape[2], *tensor.shape[2:])
 
 
 def _dense_kernel(tensor: Tensor, groups: int) -> Tensor:
@@ -57,7 +117,8 @@ def multiply_out(factors: Factors, groups: int = 1) -> Tensor:
 
     groups : groups of the whole layer; every stage has a multiple of it.
     """
-    parts = [t.chunk(groups) for t in factors.tensors]
+    stored = zip(factors.tensors, factors.groups, factors.every_pivots, strict=True)
+    parts = [whole(*stage).chunk(groups) for stage in stored]
     weights = []
     for g in range(groups):
         stages = [

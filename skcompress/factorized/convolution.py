@@ -12,8 +12,9 @@ from ..protocols import Factors
 from .chain import multiply_out
 from .inputs import Inputs
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
-from .linear import dense_weight
-from .patches import patches, transposed_patches
+from .linear import dense_weight, stored_factors
+from .patches import patches, pixels, transposed_patches
+from .pivot import PivotedFactor, with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -70,9 +71,16 @@ class FactorizedConv(nn.Sequential, Factorized):
         Where `conv` is transposed, so is each factor's pair of channel axes.
         """
         settings = _settings(conv)
-        owners = _axis_owners([weight.shape[2:] for weight in factors.tensors])
+        parts = list(zip(factors.tensors, factors.groups, factors.every_pivots, strict=True))
+        owners = _axis_owners([None if p else weight.shape[2:] for weight, _, p in parts])
         stages = []
-        for j, (weight, groups) in enumerate(zip(factors.tensors, factors.groups, strict=True)):
+        for j, (weight, groups, pivots) in enumerate(parts):
+            own_bias = bias if j == len(parts) - 1 else None
+            if pivots is not None:
+                # Without a kernel a transposed convolution is an ordinary one.
+                mix = _make(False, weight, None, weight.shape[2:], {"groups": groups})  # type: ignore[arg-type]
+                stages.append(with_pivots(mix, pivots, own_bias))
+                continue
             own = dict(settings, groups=groups)
             for name, neutral in _PER_AXIS.items():
                 if isinstance(settings.get(name), tuple):
@@ -80,7 +88,6 @@ class FactorizedConv(nn.Sequential, Factorized):
                         value if owners[axis] == j else neutral
                         for axis, value in enumerate(settings[name])
                     )
-            own_bias = bias if j == len(factors.tensors) - 1 else None
             stages.append(_make(conv.transposed, weight, own_bias, weight.shape[2:], own))  # type: ignore[arg-type]
         layer = cls(*stages)
         for name in ("in_channels", "out_channels", "kernel_size", "transposed", *settings):
@@ -96,7 +103,10 @@ class FactorizedConv(nn.Sequential, Factorized):
         groups = tuple(stage.groups for stage in self)
         if not self.transposed:
             return multiply_out(Factors(tuple(s.weight for s in self), groups), self.groups)
-        straight = tuple(_swap_channels(s.weight, s.groups) for s in self)
+        straight = tuple(
+            s.weight if isinstance(s, PivotedFactor) else _swap_channels(s.weight, s.groups)
+            for s in self
+        )
         return _swap_channels(multiply_out(Factors(straight, groups), self.groups), self.groups)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -104,8 +114,14 @@ class FactorizedConv(nn.Sequential, Factorized):
             return super().forward(input)
         n_axes = len(self.kernel_size)
         target = list(output_size)[-n_axes:]
-        owners = _axis_owners([stage.kernel_size for stage in self])
+        pivoted = [isinstance(stage, PivotedFactor) for stage in self]
+        owners = _axis_owners(
+            [None if p else s.kernel_size for s, p in zip(self, pivoted, strict=True)]
+        )
         for j, stage in enumerate(self):
+            if pivoted[j]:
+                input = stage(input)
+                continue
             before = input.shape[-n_axes:]
             size = [
                 t if owner == j else n for t, owner, n in zip(target, owners, before, strict=True)
@@ -114,21 +130,26 @@ class FactorizedConv(nn.Sequential, Factorized):
         return input
 
     def to_dense(self, memo: Memo) -> nn.Module:
-        weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        weight = dense_weight(self, stored_factors(self), memo)
         bias = dense_copy(self.bias, memo)
         return _make(self.transposed, weight, bias, self.kernel_size, _settings(self))
 
 
-def _axis_owners(kernels: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Which stage has stride and padding of each kernel axis: the longest, else the first."""
-    stages = range(len(kernels))
-    return tuple(max(stages, key=lambda j: kernels[j][axis]) for axis in range(len(kernels[0])))
+def _axis_owners(kernels: Sequence[Sequence[int] | None]) -> tuple[int, ...]:
+    """Which stage has stride and padding of each kernel axis: the longest, else the first.
+
+    kernels : None for a stage that can have neither
+    """
+    able = {j: kernel for j, kernel in enumerate(kernels) if kernel is not None}
+    n_axes = len(next(iter(able.values())))
+    return tuple(max(able, key=lambda j: able[j][axis]) for axis in range(n_axes))
 
 
 class ConvKind(LayerKind):
     """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` and their transposed forms."""
 
     name = "Conv"
+    takes_pivots = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, (*_CONV.values(), *_TRANSPOSED.values()))
@@ -156,10 +177,10 @@ class ConvKind(LayerKind):
         if module.transposed:
             with torch.no_grad():
                 swapped = tuple(
-                    nn.Parameter(_swap_channels(t, g).contiguous(), requires_grad=t.requires_grad)
-                    for t, g in zip(chain.tensors, chain.groups, strict=True)
+                    t if p else nn.Parameter(_swap_channels(t, g).contiguous(), t.requires_grad)
+                    for t, g, p in zip(chain.tensors, chain.groups, chain.every_pivots, strict=True)
                 )
-            chain = Factors(swapped, chain.groups)
+            chain = Factors(swapped, chain.groups, chain.pivots)
         return FactorizedConv.from_factors(module, chain, dense_copy(module.bias, memo))
 
     def inputs(
@@ -169,3 +190,6 @@ class ConvKind(LayerKind):
             yield "", transposed_patches(module, call["input"], call["output_size"])
         else:
             yield "", patches(module, call["input"])
+
+    def outputs(self, module: Any, output: Tensor) -> dict[str, Inputs]:
+        return {"": pixels(module, output)}

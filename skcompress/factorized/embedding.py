@@ -91,6 +91,9 @@ class EmbeddingKind(LayerKind):
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         return FactorizedEmbedding.from_factors(module, factors[""])
 
+    def stages(self, stand_in: nn.Module, slot: str) -> list[str]:
+        return super().stages(stand_in, slot)[::-1]  # the factor looked up is the last
+
     def inputs(
         self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
     ) -> Iterator[tuple[str, Lookups]]:

@@ -67,9 +67,15 @@ class Slot:
 
 
 class LayerKind(ABC):
-    """How the weights of one kind of layer are read, and what stands in for it."""
+    """How the weights of one kind of layer are read, and what stands in for it.
+
+    takes_pivots : whether `build` takes factors of which a part is left out
+    """
 
     name: ClassVar[str]
+    # Why its factors save no FLOPs that can be told beforehand; None where they do.
+    saves_no_flops: ClassVar[str | None] = None
+    takes_pivots: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -93,6 +99,11 @@ class LayerKind(ABC):
             copied with it, so that sharing survives.
         """
 
+    def stages(self, stand_in: nn.Module, slot: str) -> list[str]:
+        """Name the modules of a stand-in that apply the factors of a slot, in their order."""
+        chain = stand_in.get_submodule(slot)
+        return [f"{slot}.{name}".lstrip(".") for name, _ in chain.named_children()]
+
     @abstractmethod
     def inputs(
         self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
@@ -102,6 +113,16 @@ class LayerKind(ABC):
         wanted : names of the slots that are asked for; others may be left out
         call : what its forward receives, by name of the argument
         """
+
+    def outputs(self, module: nn.Module, output: Tensor) -> dict[str, Inputs]:
+        """Cut a tensor like the module's output into columns y = W x of its weights.
+
+        output : what a call of the module gives, but for a bias, or a gradient there
+
+        By slot name, laid out as `inputs` are: (groups, out, positions), at the same
+        positions. A weight whose own output never leaves the module is missing, as here.
+        """
+        return {}
 
 
 class Factorized(ABC):

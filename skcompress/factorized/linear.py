@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..protocols import Factors
+from ..protocols import Factors, Pivots
 from .chain import multiply_out
 from .inputs import Inputs, rows
 from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from .pivot import with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 
 
@@ -34,8 +35,9 @@ class FactorizedLinear(nn.Sequential, Factorized):
     @classmethod
     def from_factors(cls, factors: Factors, bias: nn.Parameter | None) -> FactorizedLinear:
         """Build from parameters of shapes (r, in), ..., (out, r)."""
-        *inner, last = factors.tensors
-        return cls(*(linear(t) for t in inner), linear(last, bias))  # type: ignore[arg-type]
+        biases = (None,) * (len(factors.tensors) - 1) + (bias,)
+        parts = zip(factors.tensors, factors.every_pivots, biases, strict=True)
+        return cls(*(_stage(*part) for part in parts))  # type: ignore[arg-type]
 
     @property
     def in_features(self) -> int:
@@ -54,8 +56,20 @@ class FactorizedLinear(nn.Sequential, Factorized):
         return multiply_out(Factors(tuple(s.weight for s in self), (1,) * len(self)))
 
     def to_dense(self, memo: Memo) -> nn.Module:
-        weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        weight = dense_weight(self, stored_factors(self), memo)
         return linear(weight, dense_copy(self.bias, memo))
+
+
+def _stage(weight: nn.Parameter, pivots: Pivots | None, bias: nn.Parameter | None) -> nn.Module:
+    if pivots is None:
+        return linear(weight, bias)
+    return with_pivots(linear(weight), pivots, bias)
+
+
+def stored_factors(chain: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Parameters of a chain of layers, without their biases."""
+    named = chain.named_parameters()
+    return tuple(p for name, p in named if name.rpartition(".")[2] != "bias")
 
 
 def dense_weight(module: nn.Module, stages: tuple[Tensor, ...], memo: Memo) -> nn.Parameter:
@@ -73,6 +87,7 @@ class LinearKind(LayerKind):
     """`torch.nn.Linear` and subclasses that keep its forward."""
 
     name = "Linear"
+    takes_pivots = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear)
@@ -91,6 +106,9 @@ class LinearKind(LayerKind):
         self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
     ) -> Iterator[tuple[str, Inputs]]:
         yield "", rows(call["input"])
+
+    def outputs(self, module: nn.Module, output: Tensor) -> dict[str, Inputs]:
+        return {"": rows(output)}
 
 
 class FactorizedConv1D(FactorizedLinear):
@@ -113,7 +131,7 @@ class FactorizedConv1D(FactorizedLinear):
 
         with torch.device("meta"):
             layer = Conv1D(self.nf, self.nx)
-        layer.weight = dense_weight(self, tuple(s.weight for s in self), memo)
+        layer.weight = dense_weight(self, stored_factors(self), memo)
         layer.bias = dense_copy(self.bias, memo)
         return layer
 
@@ -122,6 +140,7 @@ class Conv1DKind(LayerKind):
     """The Conv1D of transformers (GPT-2): a linear layer with a transposed weight."""
 
     name = "Conv1D"
+    takes_pivots = True
 
     @staticmethod
     def _class() -> type[nn.Module] | None:
@@ -147,3 +166,6 @@ class Conv1DKind(LayerKind):
         self, module: nn.Module, wanted: Collection[str], call: Mapping[str, Any]
     ) -> Iterator[tuple[str, Inputs]]:
         yield "", rows(call["x"])
+
+    def outputs(self, module: nn.Module, output: Tensor) -> dict[str, Inputs]:
+        return {"": rows(output)}

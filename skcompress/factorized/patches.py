@@ -42,6 +42,13 @@ def transposed_patches(conv: Any, x: Tensor, output_size: list[int] | None) -> P
     return Patches(_windows(F.pad(spread, margins), conv, (1,) * n), flip=True)
 
 
+def pixels(conv: Any, y: Tensor) -> Patches:
+    """Columns of a convolution's output y (batch, out, *size), or without the batch."""
+    kernel = (1,) * len(conv.kernel_size)
+    y = torch.unflatten(_batched(conv, y), 1, (conv.groups, -1))
+    return Patches(y.reshape(*y.shape, *kernel))
+
+
 def _batched(conv: Any, x: Tensor) -> Tensor:
     return x[None] if x.dim() == len(conv.kernel_size) + 1 else x
 

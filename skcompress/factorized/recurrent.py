@@ -102,6 +102,8 @@ class RecurrentKind(LayerKind):
     """`nn.LSTM`, `nn.GRU`, `nn.RNN`: every weight of every layer and direction."""
 
     name = "Recurrent"
+    saves_no_flops = "its factors are multiplied out at every call, which saves no FLOPs"
+    takes_pivots = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, (nn.LSTM, nn.GRU, nn.RNN))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compressors.calibrated import knows_inputs
+from ..compressors.last_factor import knows_inputs
 from ..factorized.chain import multiply_out
 from ..protocols import Curve, Decomposition, Metric, Rank
 from .cases import awkward_weights

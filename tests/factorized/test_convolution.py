@@ -23,6 +23,9 @@ COMPRESSORS = {
     "spatial": exact(scheme="spatial"),
     "auto": exact(),
     "tucker": TuckerCompressor(rank=RANK),
+    "output, pivoted": exact(scheme="output", pivot=True),
+    "input, pivoted": exact(scheme="input", pivot=True),
+    "tucker, pivoted": TuckerCompressor(rank=RANK, pivot=True),
 }
 every_compressor = pytest.mark.parametrize(
     "compressor", COMPRESSORS.values(), ids=COMPRESSORS.keys()

@@ -1,0 +1,80 @@
+"""What parameter constraints cannot say: what belongs together, and what needs data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    RealNotInt,
+    StrOptions,
+    make_constraint,
+)
+
+from ..errors import MissingDataError, NoLayerError
+from ..protocols import Decomposition
+from .factorizing import FactorizedSite
+from .planning import why_unsupported
+
+RANKS: list[Any] = [
+    Interval(RealNotInt, 0, 1, closed="right"),
+    Interval(Integral, 1, None, closed="left"),
+    StrOptions({"auto"}),
+]
+
+_NEED_DATA: tuple[tuple[str, Any], ...] = (
+    ("metric", "activations"),
+    ("metric", "fisher"),
+    ("reconstruction", "sequential"),
+    ("refit_dense", True),
+    ("recalibrate_norm", True),
+    ("fold_norm", True),
+)
+
+
+def check_rank(owner: str, rank: Any) -> None:
+    """Refuse a bool, and what a dict may not hold."""
+    allowed = [make_constraint(constraint) for constraint in RANKS]
+    values = list(rank.values()) if isinstance(rank, dict) else [rank]
+    if not values or any(
+        isinstance(value, bool) or not any(c.is_satisfied_by(value) for c in allowed)
+        for value in values
+    ):
+        raise InvalidParameterError(
+            f"The 'rank' parameter of {owner} must be a float in the range (0.0, 1.0], an int in "
+            "the range [1, inf), 'auto', or a non-empty dict of name pattern to these. "
+            f"Got {rank!r} instead."
+        )
+
+
+def uses_data(compressor: Any, data: object) -> bool:
+    """Whether data takes part; refuses settings that need it where there is none.
+
+    Under the metric of the weights it does not, but for the shapes of its first batch, which a
+    budget of FLOPs needs.
+    """
+    owner = type(compressor).__name__
+    if data is None and compressor.cost == "flops":
+        raise MissingDataError(owner, "cost='flops'")
+    used = data is not None and compressor.metric != "weights"
+    if not used:
+        for setting, value in _NEED_DATA:
+            # Not by ==, to which 1 is True.
+            if type(given := getattr(compressor, setting)) is type(value) and given == value:
+                raise MissingDataError(owner, f"{setting}={value!r}")
+        if compressor.sensitivity:
+            raise MissingDataError(owner, f"sensitivity={compressor.sensitivity!r}")
+    return used
+
+
+def require_support(
+    owner: str, sites: Sequence[FactorizedSite], decompositions: Mapping[str, Decomposition]
+) -> None:
+    """Refuse a model of which no weight can be cut up by any of the decompositions."""
+    if not any(site.candidates for site in sites):
+        raise NoLayerError(
+            owner, [(s.name, s.reason or why_unsupported(s.shape, decompositions)) for s in sites]
+        )

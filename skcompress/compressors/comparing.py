@@ -1,0 +1,86 @@
+"""Outcomes of a fit compared by what they do to the outputs of the network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..calibration import Reference, estimated, output_errors
+from ..errors import OutputShapeError, OutputTypeError
+from .fitting import Fitting, Outcome
+from .steps import Steps
+
+
+class Comparison:
+    """Keeps the outcome whose outputs on the data are closest to those of the original.
+
+    recalibrate : whether batch normalisations get statistics of their inputs in the compressed
+        network; "auto": where its outputs are closer with them
+    needed : whether outputs that cannot be compared, such as lists of found objects, are an
+        error. Otherwise the first outcome stays, and nothing is said of its divergence.
+    """
+
+    def __init__(
+        self, fitting: Fitting, recalibrate: bool | str, steps: Steps, *, needed: bool = False
+    ):
+        assert fitting.calibration is not None
+        self._fitting, self._recalibrate, self._steps = fitting, recalibrate, steps
+        self._given, self._needed = fitting.calibration, needed
+        self._reference: Reference | None = None
+        self._best: tuple[float | None, Outcome] | None = None
+        try:
+            with steps("compare"):
+                self._reference = Reference(
+                    fitting.model, self._given.batches, memory=self._given.memory
+                )
+        except OutputTypeError:
+            if needed:
+                raise
+
+    def add(self, outcome: Outcome) -> None:
+        """Compare one more outcome; of equals the first stays."""
+        divergence = self._divergence(outcome)
+        if self._best is None or (
+            divergence is not None and (self._best[0] is None or divergence < self._best[0])
+        ):
+            self._best = divergence, outcome
+
+    def _divergence(self, outcome: Outcome) -> float | None:
+        if self._reference is None:
+            return None
+        try:
+            with self._steps("compare"):
+                return self._reference.divergence(self._fitting.compressed(outcome))
+        except OutputShapeError:
+            if self._needed:
+                raise
+            return None
+
+    def best(self) -> tuple[Outcome, float | None, dict[str, float]]:
+        """Give the best outcome, its divergence, and the relative error of each layer's outputs."""
+        assert self._best is not None
+        if self._recalibrate is True or (self._recalibrate and self._best[0] is not None):
+            outcome = self._best[1]
+            with self._steps("recalibrate"):
+                norms = estimated(self._fitting.compressed(outcome), self._given.batches)
+            if norms:
+                if self._recalibrate is True:
+                    self._best = None
+                self.add(replace(outcome, norms=norms))
+        assert self._best is not None
+        divergence, outcome = self._best
+        with self._steps("compare"):
+            return outcome, divergence, self._errors(outcome)
+
+    def _errors(self, outcome: Outcome) -> dict[str, float]:
+        """Relative errors by the name of the site, for those that are compressed."""
+        fitting = self._fitting
+        reader = {}
+        for site in fitting.selection.sites:
+            if outcome.plan[site.name].rank is not None:
+                # What a layer loses of its mean is made up for after the normalisation only.
+                norm = self._given.norm_after(site)
+                reader[site.name] = site.users[0][0] if norm is None else norm.name
+        found = output_errors(
+            fitting.model, fitting.compressed(outcome), reader.values(), self._given.batches
+        )
+        return {site: found[module] for site, module in reader.items() if module in found}

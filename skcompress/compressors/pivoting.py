@@ -1,0 +1,26 @@
+"""Which weights are stored with pivots, where `pivot=True` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..decompositions.pivoted import Pivoted
+from ..factorized import kind_of
+from ..protocols import Decomposition
+from ..selection import Site
+
+
+def prefer_pivots(
+    able: Sequence[Decomposition], decompositions: Mapping[str, Decomposition], site: Site
+) -> list[Decomposition]:
+    """Give pivoted forms in place of those that they wrap, if all layers of a weight take them.
+
+    able : those that can cut up the weight; decompositions : all that there are
+    """
+    plain = [d for d in able if not isinstance(d, Pivoted)]
+    kinds = [kind_of(module) for module in site.modules]
+    if not all(kind is not None and kind.takes_pivots for kind in kinds):
+        return plain
+    # With the same errors at less cost, the others would never be chosen.
+    pivoted = {id(d.decomposition): d for d in decompositions.values() if isinstance(d, Pivoted)}
+    return [pivoted.get(id(d), d) for d in plain]
