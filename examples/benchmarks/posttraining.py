@@ -1,0 +1,208 @@
+"""Trained networks compressed without a gradient step, with and without calibration inputs.
+
+    python examples/benchmarks/posttraining.py --data DIR --network resnet20.npz
+    python examples/benchmarks/posttraining.py --data DIR --network runs/cifar10/* --seeds 0
+    python examples/benchmarks/posttraining.py --data DIR --network transformer conv_lstm \
+        --trained runs/sequences --keep 0.7 0.5 0.3
+    python examples/benchmarks/posttraining.py --table
+    python examples/benchmarks/posttraining.py --speed
+
+Each method is `SVDCompressor` with other settings, or `LowRankCompressor` where CP takes part, of
+the package skcompress-tensorly. Calibration inputs are unlabelled and drawn from the
+training part, with one generator a seed; quality is measured on the test part. One fit serves all
+shares of parameters kept (`warm_start`). Every result is a line of `--output`/results.jsonl,
+written at once: the same command again computes what is not there. `--table` prints means and
+standard deviations over seeds; `--speed` needs no data and says what it costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from posttraining_speed import print_speed
+from posttraining_tables import tables
+from posttraining_tasks import Subject, open_subject
+from tqdm import tqdm
+
+from skcompress import LowRankCompressor, SVDCompressor, count_parameters
+from skcompress.errors import BudgetError
+
+# What everything at once adds to the defaults, which are sequential, global, all schemes.
+EVERYTHING: dict[str, Any] = {"sensitivity": "auto", "refit_dense": True, "pivot": True}
+
+# Settings of SVDCompressor. Those that look at weights alone are fitted without data.
+METHODS: dict[str, dict[str, Any]] = {
+    "plain, uniform": {"metric": "weights", "allocation": "uniform"},
+    "plain, global": {"metric": "weights"},
+    "plain, global, with CP": {"decomposition": ["svd", "spatial_svd", "cp"], "metric": "weights"},
+    "whitened, uniform (SVD-LLM)": {
+        "scheme": "output", "reconstruction": "independent", "allocation": "uniform",
+    },
+    "whitened, global (BALF-like)": {"scheme": "output", "reconstruction": "independent"},
+    "independent": {"reconstruction": "independent"},
+    "sequential": {"reconstruction": "sequential"},
+    "everything": {"reconstruction": "sequential", **EVERYTHING},
+    "everything, with CP": {
+        "decomposition": ["svd", "spatial_svd", "cp"], "reconstruction": "sequential", **EVERYTHING,
+    },
+}  # fmt: skip
+
+# What makes two results the same measurement. Not the method's name: its settings may change.
+KEY = ("network", "weights", "test", "settings", "keep", "inputs", "seed")
+
+
+class Results:
+    """Lines of a file, each one result; appended one by one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self._known = {_key(row) for row in self.rows}
+
+    def __contains__(self, row: dict[str, Any]) -> bool:
+        return _key(row) in self._known
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        self._known.add(_key(row))
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row[name] for name in KEY], sort_keys=True)
+
+
+def seconds(call: Any) -> tuple[Any, float]:
+    """Result of a call, and how long it took."""
+    started = perf_counter()
+    result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, perf_counter() - started
+
+
+def jobs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], int, int | None]]:
+    """Settings, number of calibration inputs and seed of every fit, alike ones once."""
+    seen = []
+    for method in options.methods:
+        settings = METHODS[method]
+        calibrated = settings.get("metric") != "weights"
+        draws = product(options.images, options.seeds) if calibrated else [(0, None)]
+        for draw in draws:
+            if (settings, draw) not in seen:
+                seen.append((settings, draw))
+                yield settings, *draw
+
+
+def compress(
+    subject: Subject, settings: dict[str, Any], rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Fit once, then cut at the share that each of `rows` asks for; gives them completed.
+
+    rows : of the same settings, inputs and seed
+    """
+    n, seed = rows[0]["inputs"], rows[0]["seed"]
+    data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
+    kind = LowRankCompressor if "decomposition" in settings else SVDCompressor
+    compressor = kind(warm_start=True, random_state=0, **settings)
+    for number, row in enumerate(rows):
+        compressor.set_params(rank=row["keep"])
+        try:
+            _, fit = seconds(lambda: compressor.fit(subject.network, data))
+        except BudgetError as error:
+            yield {**row, "quality": None, "note": str(error)}
+            continue
+        small, transform = seconds(lambda: compressor.transform(subject.network))
+        yield {
+            **row,
+            "quality": subject.task.quality(small),
+            "parameters_in": compressor.n_parameters_in_,
+            "parameters_out": count_parameters(small),
+            # A later fit takes statistics and factorisations over from the first.
+            "first": number == 0,
+            "fit_s": fit,
+            "transform_s": transform,
+        }
+
+
+def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
+    """Do for one network whatever is not yet among `results`."""
+    about = {
+        "network": subject.name, "kind": subject.kind, "weights": subject.digest,
+        "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
+        "threads": torch.get_num_threads(), "device": options.device,
+    }  # fmt: skip
+    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
+    if dense not in results:
+        n = count_parameters(subject.network)
+        quality = subject.task.quality(subject.network)
+        results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
+    for settings, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
+        common = {**about, "settings": settings, "inputs": inputs, "seed": seed}
+        rows = [{**common, "keep": keep} for keep in sorted(options.keep, reverse=True)]
+        rows = [row for row in rows if row not in results]
+        for row in compress(subject, settings, rows) if rows else ():
+            results.append(row)
+            shown = row["quality"] if row["quality"] is None else f"{row['quality']:.2f}"
+            bar.write(f"{subject.name} {settings} {inputs=} {seed=} {row['keep']:.0%}: {shown}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with the data; or with folders cifar10, text, sisfall")
+    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
+    add("--trained", type=Path, default=Path("runs/sequences"), help="where runs lie, by name")
+    add("--images", type=int, nargs="+", default=[512, 4096],
+        help="numbers of calibration inputs: images, windows of text or of movement")  # fmt: skip
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+    add("--keep", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1], help="of the parameters")
+    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
+        help="of: " + "; ".join(METHODS))  # fmt: skip
+    add("--test-images", type=int, help="measure on so many test inputs only")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
+    add("--output", type=Path, default=Path("runs/posttraining"))
+    add("--table", action="store_true", help="print what --output holds")
+    add("--speed", action="store_true", help="measure time on networks with random weights")
+    options = parser.parse_args(arguments)
+    if not (options.table or options.speed):
+        if options.data is None or not options.data.is_dir():
+            parser.error(
+                "--data is needed, the folder with CIFAR-10, tiny Shakespeare or SisFall; got "
+                f"{options.data}"
+            )
+        if not options.network:
+            parser.error("--network is needed: trained weights, or the folder of a run")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    if options.speed:
+        print_speed(options.device)
+        return
+    results = Results(options.output / "results.jsonl")
+    for given in () if options.table else options.network:
+        subject = open_subject(given, options.trained, options.data, options.test_images)
+        subject.network.to(options.device)
+        measure(subject, options, results)
+    print(tables(results.rows, METHODS))
+
+
+if __name__ == "__main__":
+    main()
