@@ -252,7 +252,8 @@ class Decomposition(BaseEstimator, ABC):
         """Do the expensive step for what `weight` gives on its inputs, instead of for itself.
 
         Errors of the curve are then mean squared errors of the outputs. A decomposition
-        that does not write this takes no part where there is data.
+        that does not write this has its last factor fitted to the outputs, where that is
+        pointwise, and otherwise takes no part where there is data.
         """
         raise NotImplementedError
 
