@@ -35,6 +35,11 @@ class Site:
     users: list[tuple[str, str]]
     modules: list[nn.Module]
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is the only weight of its layer, which shares it with no other."""
+        return len(self.users) == 1 and self.slot.name == ""
+
 
 @dataclass(frozen=True)
 class Left:

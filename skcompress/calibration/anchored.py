@@ -41,12 +41,6 @@ class Anchored:
             self.outputs,
         )
 
-    def error(self, weight: Tensor) -> Tensor:
-        """Mean squared error (groups, out) of each output, of a weight (groups, out, n)."""
-        weight = weight.to(self.gram)
-        missing = weight @ self.gram - 2 * self.cross
-        return (self.energy + (missing * weight).sum(-1)).clamp_(min=0)
-
 
 class AnchoredSum:
     """Sums over calls: in float32 within a piece of positions, in float64 over pieces.
@@ -72,11 +66,9 @@ class AnchoredSum:
         self._count = torch.zeros(groups, **like)
 
     def add(self, before: Inputs, after: Inputs, mask: Tensor | None) -> None:
-        index = after.kept(mask)
-        seen = len(after) if index is None else len(index)
+        index, seen, used = draw(after, mask, self._max_positions, self._generator)
         if not seen:
             return
-        index, used = draw(index, seen, self._max_positions, self._generator)
         share = seen / used  # what each of those drawn stands for
         device = self._weight.device
         size = piece_size(device)

@@ -25,17 +25,19 @@ def piece_size(device: torch.device) -> int:
 
 
 def draw(
-    index: Tensor | None, seen: int, most: int | None, generator: torch.Generator
-) -> tuple[Tensor | None, int]:
-    """Draw at most so many of the positions that count; gives these and how many they are.
+    inputs: Inputs, mask: Tensor | None, most: int | None, generator: torch.Generator
+) -> tuple[Tensor | None, int, int]:
+    """Draw at most `most` of the positions that count, where `mask` leaves some out.
 
-    index : positions that count, `seen` of them; None for all
+    Gives those drawn, None for all there are; how many count; and how many were drawn.
     """
+    index = inputs.kept(mask)
+    seen = len(inputs) if index is None else len(index)
     used = seen if most is None else min(seen, most)
     if used == seen:
-        return index, seen
+        return index, seen, seen
     drawn = torch.randperm(seen, generator=generator)[:used].sort().values
-    return (drawn if index is None else index[drawn.to(index.device)]), used
+    return (drawn if index is None else index[drawn.to(index.device)]), seen, used
 
 
 # Into how many bands of rows a symmetric product is cut.
@@ -141,11 +143,9 @@ class MomentSum:
 
     def add(self, inputs: Inputs, mask: Tensor | None) -> None:
         """Add one call; `mask` (batch, sequence) is False at padding."""
-        index = inputs.kept(mask)
-        seen = len(inputs) if index is None else len(index)
+        index, seen, used = draw(inputs, mask, self._max_positions, self._generator)
         if not seen:
             return
-        index, used = draw(index, seen, self._max_positions, self._generator)
         of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
         self.count[of] += seen
         self.used[of] += used

@@ -81,7 +81,6 @@ class Walk(greenlet):
 
     def __init__(self, gates: Gates, number: int, batch: Batch, owner: str):
         super().__init__(lambda: forward(gates.model, number, batch, owner))
-        self.batch = batch
         self.gr_context = copy_context()  # a greenlet starts with an empty one
         self._devices = {"cpu", *(p.device.type for p in gates.model.parameters())}
         self._passed: set[str] = set()

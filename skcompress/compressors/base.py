@@ -163,11 +163,13 @@ class FactorizingCompressor(Compressor):
         steps = Steps(calibration.device_of(model))
         n_in, given, seen = count_parameters(model), None, None
         folded: dict[str, str] = {}
+        if calibrated or self.cost == "flops":
+            batches = calibration.batches(owner, data, model)
         if calibrated:
             seen = Seen.by(self, data)
             with steps("observe"):
                 given = Calibration.observed(
-                    calibration.batches(owner, data, model),
+                    batches,
                     model,
                     selection.sites,
                     memory=self.calibration_memory,
@@ -181,7 +183,6 @@ class FactorizingCompressor(Compressor):
         # Before the factorisations: what is wrong with the data shows in seconds.
         counted = None
         if self.cost == "flops":
-            batches = calibration.batches(owner, data, model)
             counted = count_calls(model, selection.sites, batches)
         if given is not None and (self.sensitivity or self.metric == "fisher"):
             with steps("differentiate"):

@@ -34,7 +34,6 @@ from .last_factor import knows_inputs, regressed
 DAMPING = 1e-3
 # Of the layers' sensitivities; which of them suits a network is found out by comparison.
 POWERS = (0.0, 0.25, 0.5, 1.0)
-
 # Of sums of squares in float32, relative to them.
 ROUNDING = 1e-6
 
@@ -105,12 +104,11 @@ class Calibration:
 
     def norm_after(self, site: Site) -> Normalization | None:
         """Give the batch normalisation that reads what this weight gives, and nothing else."""
-        alone = len(site.users) == 1 and site.slot.name == ""
-        return self.norms.get(site.users[0][0]) if alone else None
+        return self.norms.get(site.users[0][0]) if site.alone else None
 
     def offset_to(self, site: Site) -> str | None:
         """Name of the module that can take what the mean input loses; see `FactorizedSite`."""
-        if len(site.users) > 1 or site.slot.name != "":
+        if not site.alone:
             return None
         if site.modules[0]._parameters.get("bias") is not None:
             return site.users[0][0]

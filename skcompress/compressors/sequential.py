@@ -86,11 +86,10 @@ class Reconstruction:
     def _takes_part(self, site: Site) -> bool:
         if self._plan[site.name].rank is not None:
             return True
-        alone = len(site.users) == 1 and site.slot.name == ""
         # A weight that is computed from other tensors cannot be set.
         stored = site.slot.read().detach()
         parameter = site.slot.parameters[0]
-        return self._dense and alone and stored.data_ptr() == parameter.data_ptr()
+        return self._dense and site.alone and stored.data_ptr() == parameter.data_ptr()
 
     def _fitted(self, site: Site, given: Anchored) -> FactorizedSite:
         weight = working_weight(site, self._device)

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from data_cases import error, images, network, same
 from models import seeded
 from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
@@ -18,29 +19,6 @@ from skcompress.compressors import calibrated
 from skcompress.errors import CalibratedWeightError, MissingDataError
 
 COMPRESSORS = [SVDCompressor, TuckerCompressor, LowRankCompressor]
-
-
-def network():
-    return seeded(lambda: nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 24, 3, groups=2, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 10),
-    ).eval())  # fmt: skip
-
-
-def images(n=64, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(n, 3, 3, 3, generator=generator)
-    return nn.functional.interpolate(coarse, size=(12, 12), mode="bilinear")
-
-
-def error(model, small, x):
-    with torch.no_grad():
-        return float((model(x) - small(x)).norm() / model(x).norm())
-
-
-def same(one, other):
-    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 # --- how much of the data ---------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from data_cases import error, same, train
 from models import seeded
-from sklearn.datasets import load_digits
 from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
@@ -15,13 +15,6 @@ from skcompress.decompositions.tucker import Tucker
 from skcompress.errors import NoLayerError
 from skcompress.linalg import cholesky
 from skcompress.protocols import Decomposition, Metric
-
-
-@pytest.fixture(scope="module")
-def digits():
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    return images, torch.tensor(labels)
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +28,7 @@ def trained(digits):
         nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(32, 10),
     ))  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for epoch in range(5):
-        order = torch.randperm(1200, generator=torch.Generator().manual_seed(epoch))
-        for batch in order.split(50):
-            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval()
-
-
-def error(model, small, x):
-    with torch.no_grad():
-        return float((model(x) - small(x)).norm() / model(x).norm())
-
-
-def same(one, other):
-    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    return train(model, images, labels, lr=3e-3, n_epochs=5)
 
 
 @pytest.mark.parametrize("pivot", [False, True])

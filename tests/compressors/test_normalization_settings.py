@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from data_cases import error
 from models import seeded
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -51,11 +52,6 @@ def network():
     before = snapshot(model)
     yield model
     check_untouched("the user's model", model, before)
-
-
-def error(model, small, x):
-    with torch.no_grad():
-        return float((model(x) - small(x)).norm() / model(x).norm())
 
 
 def given_and_giving(model, name, x):

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from data_cases import error, train
 from models import seeded
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -26,29 +26,13 @@ def build():
 
 
 @pytest.fixture(scope="module")
-def images():
-    pixels, _ = load_digits(return_X_y=True)
-    return torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+def images(digits):
+    return digits[0]
 
 
 @pytest.fixture(scope="module")
-def model(images):
-    made = seeded(build)
-    labels = torch.tensor(load_digits(return_X_y=True)[1])
-    optimizer = torch.optim.Adam(made.parameters(), 3e-3)
-    for epoch in range(4):
-        order = torch.randperm(1200, generator=torch.Generator().manual_seed(epoch))
-        for batch in order.split(50):
-            loss = nn.functional.cross_entropy(made(images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return made.eval()
-
-
-def error(model, small, x):
-    with torch.no_grad():
-        return float((model(x) - small(x)).norm() / model(x).norm())
+def model(digits):
+    return train(seeded(build), *digits, lr=3e-3, n_epochs=4)
 
 
 @pytest.mark.parametrize("compressor", [SVDCompressor, TuckerCompressor])

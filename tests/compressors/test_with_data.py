@@ -9,7 +9,8 @@ import pickle
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from data_cases import error, images, network, train
+from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
@@ -21,32 +22,6 @@ from skcompress.errors import (
     OneShotDataError,
 )
 from skcompress.testing import check_untouched, snapshot
-
-
-def seeded(build):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build()
-
-
-def network():
-    return seeded(lambda: nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 24, 3, groups=2, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 10),
-    ).eval())  # fmt: skip
-
-
-def images(n=64, seed=1):
-    """Smooth images: inputs with few directions, as real ones have."""
-    g = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(n, 3, 3, 3, generator=g)
-    return nn.functional.interpolate(coarse, size=(12, 12), mode="bilinear")
-
-
-def error(model, small, x):
-    with torch.no_grad():
-        return float((model(x) - small(x)).norm() / model(x).norm())
 
 
 @pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
@@ -94,26 +69,10 @@ def convolutional():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
 
 
-@pytest.fixture(scope="module")
-def digits():
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    return images, torch.tensor(labels)
-
-
 @pytest.mark.parametrize(("build", "keep"), [(convolutional, 0.25), (Crooked, 0.25)])
 def test_sequential_makes_up_for_the_layers_before(build, keep, digits):
     images, labels = digits
-    model = seeded(build)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for epoch in range(6):
-        order = torch.randperm(1200, generator=torch.Generator().manual_seed(epoch))
-        for batch in order.split(50):
-            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
+    model = train(seeded(build), images, labels, lr=2e-3, n_epochs=6)
     test, right = images[1200:], labels[1200:]
 
     def accuracy(network):
