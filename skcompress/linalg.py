@@ -198,16 +198,14 @@ class Spectrum(NamedTuple):
     values : Tensor of shape (..., m), ascending; in float32, those below about 1e-3 of the
         largest only roughly, since their vectors are mixed with each other
     vectors : Tensor Q of shape (..., m, m), of left singular vectors
-    projected : Tensor Q^T M of shape (..., m, n)
     """
 
     values: Tensor
     vectors: Tensor
-    projected: Tensor
 
-    def apply(self, ratios: Tensor) -> Tensor:
-        """Multiply the singular values by `ratios` (..., m): gives (..., m, n)."""
-        return (self.vectors * ratios[..., None, :]) @ self.projected
+    def multiplier(self, ratios: Tensor) -> Tensor:
+        """Matrix (..., m, m) that multiplies the singular values of M by `ratios` (..., m)."""
+        return (self.vectors * ratios[..., None, :]) @ self.vectors.mT
 
 
 def spectrum(short: Tensor) -> Spectrum:
@@ -217,21 +215,20 @@ def spectrum(short: Tensor) -> Spectrum:
     """
     scaled, gram, scale = scaled_gram(short)
     vectors = torch.linalg.eigh(gram, UPLO="L").eigenvectors
-    projected = vectors.mT @ scaled
-    values = torch.linalg.vector_norm(projected, dim=-1)
-    if scaled is not short:
-        projected = projected * scale
-    return Spectrum(values * scale[..., 0], vectors, projected)
+    values = torch.linalg.vector_norm(vectors.mT @ scaled, dim=-1)
+    return Spectrum(values * scale[..., 0], vectors)
 
 
 class Polar(NamedTuple):
-    """Polar factor U V^T of matrices M = U S V^T, and two of their norms.
+    """Polar factor U V^T = L R of matrices M = U S V^T, and two of their norms.
 
-    factor : Tensor of shape (..., m, n)
+    left : Tensor L of shape (..., m, m), (R R^T)^(-1/2)
+    right : Tensor R of shape (..., m, n), M itself or, where it is huge or tiny, a multiple
     nuclear, frobenius : Tensors of shape (...)
     """
 
-    factor: Tensor
+    left: Tensor
+    right: Tensor
     nuclear: Tensor
     frobenius: Tensor
 
@@ -250,14 +247,15 @@ def polar_factor(short: Tensor) -> Polar:
     frobenius = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() * size
     if short.is_cuda and short.dtype == torch.float32:
         root = inverse_root(gram)
-        return Polar(root @ scaled, (root * gram).sum((-2, -1)) * size, frobenius)
+        return Polar(root, scaled, (root * gram).sum((-2, -1)) * size, frobenius)
     energies, vectors = torch.linalg.eigh(gram, UPLO="L")
     floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
     # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
     roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()
     # What rounding has made of vanishing energies has both signs, and adds up to nothing.
     nuclear = (energies * roots).sum(-1) * size
-    return Polar((vectors * roots[..., None, :]) @ vectors.mT @ scaled, nuclear, frobenius)
+    left = (vectors * roots[..., None, :]) @ vectors.mT
+    return Polar(left, scaled, nuclear, frobenius)
 
 
 # Polynomials a + b y + c y^2 of the Polar Express for singular values down to 1e-3 (Amsel et

@@ -80,14 +80,14 @@ def add_gradients(regularizer: Regularizer, model: nn.Module, scale: float = 1.0
         with torch.enable_grad():
             weights = [site.slot.read() for site in sites]
         _check_finite(sites, weights)
-        for site, weight, slope in zip(sites, weights, _slopes(term, weights), strict=True):
-            stored = [p for p in site.slot.parameters if p.requires_grad]
-            # Not `backward`: that would run the hooks with which DistributedDataParallel
-            # and others wait for the gradients of the loss.
-            found = torch.autograd.grad(weight, stored, slope, allow_unused=True)
-            for parameter, gradient in zip(stored, found, strict=True):
-                if gradient is not None:
-                    _accumulate(parameter, gradient, strength * scale)
+        slopes = [_Slope(site, weight) for site, weight in zip(sites, weights, strict=True)]
+        groups = [_at_least_float32(group) for weight in weights for group in weight.detach()]
+        totals = [group for slope in slopes for group in slope.total]
+        if groups:
+            with torch.no_grad(), _full_precision(groups[0]):
+                term.add_gradients_(groups, totals, strength * scale)
+        for slope in slopes:
+            slope.hand_on()
 
 
 def apply_prox(regularizer: Regularizer, model: nn.Module, step: float) -> None:
@@ -198,26 +198,58 @@ def _check_finite(sites: Sequence[Site], weights: Sequence[Tensor]) -> None:
                 raise NonFiniteWeightError(site.name, n_bad, flat_shape(weight.shape))
 
 
-def _slopes(term: Regularizer, weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the gradient of the penalty at each weight (groups, out, in, *kernel)."""
-    groups = [_at_least_float32(group) for weight in weights for group in weight.detach()]
-    found: Iterator[Tensor] | None = None
-    for weight in weights:
-        # Inside the loop: what is switched off must not be off for whoever reads this.
-        with torch.no_grad(), _full_precision(weight):
-            found = found or iter(term.gradients(groups))
-            parts = [next(found) for _ in weight]
-            slope = torch.stack(parts) if len(parts) > 1 else parts[0][None]
-        yield slope.to(weight.dtype)
+class _Slope:
+    """Where the gradient at one weight is added up: in `.grad` itself where that is possible.
+
+    total : Tensor of the weight's shape (groups, out, in, *kernel), in float32 at least
+    """
+
+    def __init__(self, site: Site, weight: Tensor):
+        self._stored = [p for p in site.slot.parameters if p.requires_grad]
+        inside = _part_of_gradient(self._stored[0], weight) if len(self._stored) == 1 else None
+        self._computed = weight if inside is None else None
+        self.total = (
+            torch.zeros_like(_at_least_float32(weight.detach())) if inside is None else inside
+        )
+
+    def hand_on(self) -> None:
+        """Carry the total over to the parameters, where the weight is computed from them."""
+        if self._computed is None:
+            return
+        # Not `backward`: that would run the hooks with which DistributedDataParallel and
+        # others wait for the gradients of the loss.
+        slope = self.total.to(self._computed.dtype)
+        found = torch.autograd.grad(self._computed, self._stored, slope, allow_unused=True)
+        for parameter, gradient in zip(self._stored, found, strict=True):
+            if gradient is not None:
+                _accumulate(parameter, gradient)
 
 
-def _accumulate(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:
+def _part_of_gradient(parameter: nn.Parameter, weight: Tensor) -> Tensor | None:
+    """View `.grad` of a parameter as `weight` is a view of the parameter; None where it is not.
+
+    A new array for each gradient, and to add it, takes longer than its last product.
+    """
+    weight = weight.detach()
+    plain = type(weight) is Tensor and weight.dtype in (torch.float32, torch.float64)
+    if not plain or weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
+        return None
     if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter).copy_(gradient).mul_(factor)
+        parameter.grad = torch.zeros_like(parameter)
+    grad = parameter.grad.detach()
+    if grad.layout != torch.strided or grad.stride() != parameter.stride():
+        return None
+    start = grad.storage_offset() + weight.storage_offset() - parameter.storage_offset()
+    return grad.as_strided(weight.shape, weight.stride(), start)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
     elif parameter.grad.is_sparse:  # of an Embedding(sparse=True): a penalty is on every row
-        parameter.grad = gradient.mul(factor) + parameter.grad
+        parameter.grad = gradient + parameter.grad
     else:
-        parameter.grad.add_(gradient, alpha=factor)
+        parameter.grad.add_(gradient)
 
 
 def _stored(owner: str, site: Site) -> Tensor:

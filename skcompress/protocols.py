@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -350,10 +350,15 @@ class Regularizer(BaseEstimator, ABC):
             (gradient,) = torch.autograd.grad(value, leaf)
         return gradient
 
-    def gradients(self, weights: Sequence[Tensor]) -> Iterable[Tensor]:
-        """Give the `gradient` of each weight, one after another; where they are not needed
-        for long, only one takes memory. Rewritten where many at once are cheaper."""
-        return map(self.gradient, weights)
+    def add_gradients_(
+        self, weights: Sequence[Tensor], totals: Sequence[Tensor], factor: float
+    ) -> None:
+        """Add `factor` times the `gradient` of each weight to its total, a tensor alike.
+
+        Rewritten where many weights at once, or adding while computing, are cheaper.
+        """
+        for weight, total in zip(weights, totals, strict=True):
+            total.add_(self.gradient(weight), alpha=factor)
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
         """Give the proximal point of a weight: argmin_x step * penalty(x) + |x - weight|^2 / 2.

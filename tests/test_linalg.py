@@ -123,11 +123,12 @@ def test_polar_factor_both_ways(smallest, generator):
     exact, polar = matrix_with(values, 32, 100, generator)
     work = exact.float()
     found = polar_factor(work)
-    by_eigenvectors = found.factor.double()
+    by_eigenvectors = (found.left @ found.right).double()
     by_products = (inverse_root(work @ work.mT) @ work).double()
     assert float((by_eigenvectors - polar).norm() / polar.norm()) < 1e-4
     assert float((by_products - polar).norm() / polar.norm()) < 5e-3
-    assert float((polar_factor(exact).factor - polar).norm() / polar.norm()) < 1e-9
+    closer = polar_factor(exact)
+    assert float((closer.left @ closer.right - polar).norm() / polar.norm()) < 1e-9
     assert float(found.nuclear) == pytest.approx(float(values.sum()), rel=1e-5)
     assert float(found.frobenius) == pytest.approx(float(values.norm()), rel=1e-5)
 
@@ -135,11 +136,13 @@ def test_polar_factor_both_ways(smallest, generator):
 def test_polar_factors_of_several_matrices_at_once(generator):
     stack = torch.randn(3, 5, 9, generator=generator)
     stack[1] = 0
-    found, norms, _ = polar_factor(stack)
+    left, right, norms, _ = polar_factor(stack)
+    found = left @ right
     assert torch.equal(found[1], torch.zeros(5, 9))
     assert torch.allclose(norms, torch.linalg.matrix_norm(stack, "nuc"), rtol=1e-5)
     for one, together in zip(stack, found, strict=True):
-        assert torch.allclose(polar_factor(one).factor, together, atol=1e-5)
+        alone = polar_factor(one)
+        assert torch.allclose(alone.left @ alone.right, together, atol=1e-5)
     roots = inverse_root(stack @ stack.mT)
     assert torch.isfinite(roots).all()
     assert torch.allclose(roots[0] @ stack[0], found[0], atol=1e-3)
@@ -152,8 +155,8 @@ def test_spectrum_in_float32(generator):
     small = values < 3e-4  # whose vectors are mixed with each other
     assert torch.allclose(found.values.double()[~small] / 1e12, values[~small], rtol=0.02)
     assert float(found.values[small].norm() / 1e12) < 1.1e-3
-    back = found.apply(torch.ones(12))
-    assert torch.allclose(back / 1e12, exact.float(), atol=1e-6)
+    halved = found.multiplier(torch.full((12,), 0.5)) @ exact.float()
+    assert torch.allclose(halved, exact.float() / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("diagonal", [-1e-9, 0.0, 1e-9])

@@ -25,6 +25,6 @@ class HoyerSpectrum(Spectral):
     arXiv 2004.09031 (of singular values).
     """
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
-        ratio, gradient = nuclear_ratio(short)
-        return ratio.square(), 2 * ratio[..., None, None] * gradient
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ratio, left, right = nuclear_ratio(short)
+        return ratio.square(), 2 * ratio[..., None, None] * left, right

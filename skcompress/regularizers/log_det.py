@@ -43,10 +43,10 @@ class LogDet(Spectral):
         super().__init__(weight, scheme=scheme, every=every, layers=layers, exclude=exclude)
         self.epsilon = epsilon
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.epsilon > 0:
             raise RegularizerValueError("LogDet", "epsilon", "> 0", self.epsilon)
         found = spectrum(short)
         energies = found.values.square()
         value = (energies / self.epsilon).log1p().sum(-1)
-        return value, found.apply(2 / (energies + self.epsilon))
+        return value, found.multiplier(2 / (energies + self.epsilon)), short

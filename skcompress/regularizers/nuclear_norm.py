@@ -32,9 +32,9 @@ class NuclearNorm(Spectral):
     Xu et al. 2020, arXiv 2004.14566; Runkel et al. 2025, arXiv 2505.24469.
     """
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         polar = polar_factor(short)
-        return polar.nuclear, polar.factor
+        return polar.nuclear, polar.left, polar.right
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
         unfolded = self._unfold(weight)
@@ -46,4 +46,4 @@ def shrink(short: Tensor, threshold: float) -> Tensor:
     found = spectrum(short)
     values = found.values
     ratios = torch.where(values > threshold, 1 - threshold / values, torch.zeros_like(values))
-    return found.apply(ratios)
+    return found.multiplier(ratios) @ short

@@ -27,14 +27,22 @@ class NuclearRatio(Spectral):
     singular values).
     """
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return nuclear_ratio(short)
 
 
-def nuclear_ratio(short: Tensor) -> tuple[Tensor, Tensor]:
-    """Ratio r (...) and its gradient (P - r M / |M|) / |M|, P the polar factor of M."""
+def nuclear_ratio(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ratio r (...) and the two parts of its gradient (P - r M / |M|) / |M|.
+
+    P, of shape (..., m, n), is the polar factor of M.
+    """
     polar = polar_factor(short)
     size = polar.frobenius[..., None, None]
     inverse = torch.where(size > 0, 1 / size, torch.zeros_like(size))
     ratio = polar.nuclear[..., None, None] * inverse
-    return ratio[..., 0, 0], (polar.factor - ratio * (short * inverse)) * inverse
+    # M is divided by a number of its own size, so that no square of it is ever formed.
+    right = torch.linalg.matrix_norm(polar.right, keepdim=True)
+    per_right = torch.where(right > 0, 1 / right, torch.zeros_like(right))
+    left = polar.left.clone()
+    left.diagonal(dim1=-2, dim2=-1).sub_((ratio * per_right)[..., 0])
+    return ratio[..., 0, 0], left, polar.right * inverse

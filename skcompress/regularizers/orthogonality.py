@@ -22,7 +22,7 @@ class Orthogonality(Spectral):
     Reference: Bansal, Chen & Wang 2018, arXiv 1810.09102.
     """
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         excess = short @ short.mT
         excess.diagonal(dim1=-2, dim2=-1).sub_(1)
-        return excess.square().sum((-2, -1)), 4 * excess @ short
+        return excess.square().sum((-2, -1)), 4 * excess, short

@@ -48,11 +48,11 @@ class SchattenNorm(Spectral):
         self.p = p
         self.epsilon = epsilon
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for name in ("p", "epsilon"):
             if not getattr(self, name) > 0:
                 raise RegularizerValueError("SchattenNorm", name, "> 0", getattr(self, name))
         found = spectrum(short)
         rounded = found.values.square() + self.epsilon**2
         value = (rounded ** (self.p / 2) - self.epsilon**self.p).clamp(min=0).sum(-1)
-        return value, found.apply(self.p * rounded ** (self.p / 2 - 1))
+        return value, found.multiplier(self.p * rounded ** (self.p / 2 - 1)), short

@@ -25,7 +25,7 @@ class StableRank(Spectral):
     References: Rudelson & Vershynin 2007; Sanyal, Torr & Dokania 2020, arXiv 1906.04659.
     """
 
-    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor]:
+    def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = spectrum(short)
         largest = found.values[..., -1:]
         inverse = torch.where(largest > 0, 1 / largest, torch.zeros_like(largest))
@@ -34,4 +34,4 @@ class StableRank(Spectral):
         # 2 W / s^2 on all directions, less what the last loses by its part in the divisor.
         ratios = (2 * inverse.square()).expand_as(relative).clone()
         ratios[..., -1] -= 2 * value * inverse[..., 0].square()
-        return value, found.apply(ratios)
+        return value, found.multiplier(ratios), short

@@ -53,12 +53,14 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _check_gradients(
     case: str, regularizer: Regularizer, weight: Tensor, expected: Tensor | None
 ) -> None:
-    """Check `gradient` and `gradients` against what differentiating `penalty` has given."""
+    """Check `gradient` and `add_gradients_` against what differentiating `penalty` has given."""
     expected = torch.zeros_like(weight) if expected is None else expected
     borrowed = weight.clone(memory_format=torch.preserve_format)
-    found = [regularizer.gradient(borrowed), *regularizer.gradients([borrowed, borrowed])]
+    once = regularizer.gradient(borrowed)
+    turned, doubled = once.clone(), torch.zeros_like(once)
+    regularizer.add_gradients_([borrowed, borrowed], [turned, doubled], -2.0)
     check_unchanged(case, "gradient borrows the weight", weight, borrowed)
-    for gradient in found:
+    for gradient in (once, -turned, doubled / -2):
         assert not gradient.requires_grad, f"{case}: gradient carries a graph"
         assert gradient.shape == weight.shape, f"{case}: gradient of another shape"
         assert _close(gradient, expected), f"{case}: gradient is not the derivative of penalty"

@@ -15,7 +15,7 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "unfolding"},
+    {"errors", "linalg", "threads", "unfolding"},
     {"protocols"},
     {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
      "plan"},
@@ -26,7 +26,7 @@ LAYERS = [
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers"}
-OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "unfolding"}
+OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "threads", "unfolding"}
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
 

@@ -79,8 +79,35 @@ def test_matrices_of_one_size_together_are_the_same_as_one_by_one(name, generato
     shapes = [(6, 4, 3, 3), (36, 6), (6, 36), (5, 5), (6, 4, 3, 3)]
     weights = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
     weights[1].zero_()
-    for one, together in zip(weights, regularizer.stacked_gradients(weights), strict=True):
-        assert torch.allclose(regularizer.gradient(one), together, atol=1e-12)
+    totals = [torch.ones_like(one) for one in weights]
+    pairs = [
+        (regularizer._unfold(w), regularizer._unfold(t, w))
+        for w, t in zip(weights, totals, strict=True)
+    ]
+    regularizer._add_stacked_(pairs, 0.5)
+    for one, together in zip(weights, totals, strict=True):
+        assert torch.allclose(1 + 0.5 * regularizer.gradient(one), together, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_totals_may_lie_otherwise_in_memory(name, generator):
+    regularizer = registry.make("regularizers", name)
+    weight = torch.randn(6, 4, 3, 3, generator=generator, dtype=torch.float64)
+    total = torch.zeros_like(weight).to(memory_format=torch.channels_last)
+    regularizer.add_gradients_([weight], [total], 0.5)
+    assert torch.allclose(total, 0.5 * regularizer.gradient(weight), atol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_large_networks_take_several_threads_and_give_the_same(scheme, generator):
+    regularizer = NuclearNorm(scheme=scheme)
+    shapes = [(128, 64, 3, 3), (100, 700), (700, 100), (5, 5), (160, 100, 3, 3)]
+    weights = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    totals, before = [torch.ones_like(one) for one in weights], torch.get_num_threads()
+    regularizer.add_gradients_(weights, totals, 0.5)
+    assert torch.get_num_threads() == before
+    for one, together in zip(weights, totals, strict=True):
+        assert torch.allclose(1 + 0.5 * regularizer.gradient(one), together, atol=1e-10)
 
 
 def test_gradient_of_the_nuclear_norm_stays_a_subgradient_where_float32_ends(generator):
