@@ -151,7 +151,8 @@ def test_a_share_out_of_reach_is_noted(benchmark, root, thin, capsys):
 def result(quality, settings=None, seed=None, **more):
     row = {
         "network": "n", "kind": "k", "weights": "w", "test": None, "unit": "u", "keep": 0.5,
-        "better": "higher", "inputs": 0 if seed is None else 8, "parameters_in": 100,
+        "better": "higher", "inputs": 0 if seed is None else 8, "positions": None,
+        "parameters_in": 100,
     }  # fmt: skip
     times = {} if settings is None else {"first": True, "fit_s": 2.0, "transform_s": 0.5}
     return {**row, **times, "quality": quality, "settings": settings, "seed": seed, **more}

@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # What makes two results the same measurement. Not the method's name: its settings may change.
-KEY = ("network", "weights", "test", "settings", "keep", "inputs", "seed")
+KEY = ("network", "weights", "test", "settings", "keep", "inputs", "positions", "seed")
 
 
 class Results:
@@ -66,7 +66,8 @@ class Results:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        # Earlier results are without the limit that is None where there is none.
+        self.rows: list[dict[str, Any]] = [{"positions": None, **json.loads(x)} for x in lines]
         self._known = {_key(row) for row in self.rows}
 
     def __contains__(self, row: dict[str, Any]) -> bool:
@@ -115,7 +116,8 @@ def compress(
     n, seed = rows[0]["inputs"], rows[0]["seed"]
     data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
     kind = LowRankCompressor if "decomposition" in settings else SVDCompressor
-    compressor = kind(warm_start=True, random_state=0, **settings)
+    positions = rows[0]["positions"]
+    compressor = kind(warm_start=True, random_state=0, max_positions=positions, **settings)
     for number, row in enumerate(rows):
         compressor.set_params(rank=row["keep"])
         try:
@@ -143,13 +145,18 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
         "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
         "threads": torch.get_num_threads(), "device": options.device,
     }  # fmt: skip
-    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
+    dense = {
+        **about, "settings": None, "keep": 1.0, "inputs": 0, "positions": None, "seed": None,
+    }  # fmt: skip
     if dense not in results:
         n = count_parameters(subject.network)
         quality = subject.task.quality(subject.network)
         results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
     for settings, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
-        common = {**about, "settings": settings, "inputs": inputs, "seed": seed}
+        positions = options.positions if inputs else None
+        common = {
+            **about, "settings": settings, "inputs": inputs, "positions": positions, "seed": seed,
+        }  # fmt: skip
         rows = [{**common, "keep": keep} for keep in sorted(options.keep, reverse=True)]
         rows = [row for row in rows if row not in results]
         for row in compress(subject, settings, rows) if rows else ():
@@ -168,6 +175,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--trained", type=Path, default=Path("runs/sequences"), help="where runs lie, by name")
     add("--images", type=int, nargs="+", default=[512, 4096],
         help="numbers of calibration inputs: images, windows of text or of movement")  # fmt: skip
+    add("--positions", type=int, help="of a batch that a layer's moments use, `max_positions`")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
     add("--keep", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1], help="of the parameters")
     add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",

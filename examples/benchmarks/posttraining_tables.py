@@ -26,25 +26,28 @@ ELSEWHERE: dict[str, dict[str, dict[float, str]]] = {
 
 
 def tables(rows: Sequence[Row], methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """One table for each network and number of calibration inputs, methods downwards."""
+    """One table for each network and size of the calibration draw, methods downwards."""
     networks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         networks[tuple(row[name] for name in ("network", "weights", "test"))].append(row)
     texts = []
     for found in networks.values():
         dense = next(row for row in found if row["settings"] is None)
-        for n in sorted({row["inputs"] for row in found if row["inputs"]}) or [0]:
-            texts.append(_table(dense, [r for r in found if r["inputs"] in (0, n)], n, methods))
+        draws = {(row["inputs"], row["positions"] or 0) for row in found if row["inputs"]}
+        for n, most in sorted(draws) or [(0, 0)]:
+            own = [r for r in found if (r["inputs"], r["positions"] or 0) in ((0, 0), (n, most))]
+            drawn = f"{n} calibration inputs" + (f", {most} positions of a batch" if most else "")
+            texts.append(_table(dense, own, drawn, methods))
     return "\n\n".join(texts)
 
 
 def _table(
-    dense: Row, rows: Sequence[Row], n: int, methods: Mapping[str, Mapping[str, Any]]
+    dense: Row, rows: Sequence[Row], drawn: str, methods: Mapping[str, Mapping[str, Any]]
 ) -> str:
     test = "all" if dense["test"] is None else dense["test"]
     title = (
         f"{dense['network']}: {dense['parameters_in']:,} parameters, {dense['quality']:.2f} "
-        f"({dense['unit']}, {test} test inputs) dense; {n} calibration inputs"
+        f"({dense['unit']}, {test} test inputs) dense; {drawn}"
     )
     compressed = [row for row in rows if row["settings"] is not None]
     keeps = sorted({row["keep"] for row in compressed}, reverse=True)
