@@ -63,7 +63,7 @@ def chosen(front: TrialTable, objectives: Sequence[str], refit: Any) -> Row:
     if refit == "knee":
         return front[knee(np.array([row.found.losses(objectives) for row in front]))]
     index: Any = refit(front)
-    if not isinstance(index, Integral) or not 0 <= index < len(front):
+    if not (isinstance(index, Integral) and int(index) in range(len(front))):
         raise InvalidParameterError(
             f"The 'refit' parameter of CompressionSearch must give an index of a front of "
             f"{len(front)} trials, from 0 to {len(front) - 1}. Got {index!r} instead."

@@ -35,7 +35,7 @@ class Evaluation:
     What a trial found out stands in its user attributes, whatever becomes of it: score,
     n_parameters, flops, bytes, latency in seconds and latency_contended, whether other
     processes were at trials of the study meanwhile; seconds, and of these
-    seconds_compressing and seconds_scoring; feasible, random_state, error.
+    seconds_compressing; feasible, random_state, error.
     """
 
     model: nn.Module
@@ -88,11 +88,11 @@ class Evaluation:
             trial.set_user_attr("seconds_compressing", round(perf_counter() - start, 6))
             size = self.meter.size(small)
             for name, value in size.items():
-                trial.set_user_attr(name, value)
-            start = perf_counter()
+                if value is not None:
+                    trial.set_user_attr(name, value)
             score = self.meter.score(small, trial)
-            trial.set_user_attr("score", score)
-            trial.set_user_attr("seconds_scoring", round(perf_counter() - start, 6))
+            if score is not None:
+                trial.set_user_attr("score", score)
         latency = None
         if self.meter.times:
             with self.gate.alone():

@@ -37,7 +37,11 @@ def closeness(model: nn.Module) -> float:
 def search(**settings: Any) -> CompressionSearch:
     """Of the rank alone, where it can be reached, unless another `space` is given."""
     given = {
-        "estimator": SVDCompressor(), "space": {"rank": FloatRange(0.2, 0.95)}, "scoring": closeness, "n_trials": 6,
-        "random_state": 0, **settings,
-    }  # fmt: skip
+        "estimator": SVDCompressor(),
+        "space": {"rank": FloatRange(0.2, 0.95)},
+        "scoring": closeness,
+        "n_trials": 6,
+        "random_state": 0,
+        **settings,
+    }
     return CompressionSearch(**given)

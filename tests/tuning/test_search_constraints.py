@@ -55,9 +55,9 @@ def test_anything_else_is_refused_with_examples(text):
 
 
 def test_fewest_parameters_within_a_distance_of_dense():
-    found = search(
-        objectives="n_parameters", constraints="score >= dense - 0.01", n_trials=25
-    ).fit(MODEL)
+    found = search(objectives="n_parameters", constraints="score >= dense - 0.01", n_trials=25).fit(
+        MODEL
+    )
     rows = found.trials_
     feasible = [row for row in rows if row.found.score >= found.dense_.score - 0.01]
     assert 0 < len(feasible) < len(rows)
