@@ -223,7 +223,7 @@ class Factorization(ABC):
 
     @abstractmethod
     def trim(self, rank: Rank) -> Factorization:
-        """Forget what is only needed for other ranks than `rank`."""
+        """Give what is needed at `rank`, and nothing else; this one stays as it is."""
 
 
 class Decomposition(BaseEstimator, ABC):
@@ -419,6 +419,13 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     are learnt by `fit`; `data`, where a compressor uses it, is the second positional
     argument, so that `Pipeline.fit_transform(model, data)` hands it on.
     """
+
+    # Results in common with other fits, as `compressors.sharing.share` sets it.
+    _shared: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_shared"}
 
     @abstractmethod
     def fit(self, model: nn.Module, data: object = None) -> Compressor:

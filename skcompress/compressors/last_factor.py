@@ -8,6 +8,7 @@ plugin, becomes one for the inputs in this way, and makes up for layers before i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
@@ -66,9 +67,10 @@ class LastFactor(Factorization):
         return replace(factors, tensors=(*factors.tensors[:-1], last))
 
     def trim(self, rank: Rank) -> LastFactor:
-        self.inner = self.inner.trim(rank)
-        self._last = {rank: self._last[rank]}
-        return self
+        result = copy.copy(self)
+        result.inner = self.inner.trim(rank)
+        result._last = {rank: self._last[rank]}
+        return result
 
 
 def pointwise_last(stages: Sequence[Stage]) -> bool:
@@ -116,10 +118,13 @@ def regressed(
         return [decomposition.regress(*pair) for pair in pairs]
     plain = decomposition.decomposition if isinstance(decomposition, Pivoted) else decomposition
     inner = [plain.factorize(group) for group in weight]
-    if not pointwise_last(plain.stages(weight.shape[1:], inner[0].curve.rank_at(0))):
-        return []
     # The same ranks for all groups, which are to have one in common.
     offered = thinned(merge_curves([part.curve for part in inner]), asked)
+    # Which stages there are may depend on the rank.
+    shape = weight.shape[1:]
+    offered = {rank for rank in offered if pointwise_last(plain.stages(shape, rank))}
+    if not offered:
+        return []
     parts: list[Factorization] = [
         LastFactor(part, *pair, offered) for part, pair in zip(inner, pairs, strict=True)
     ]
