@@ -225,7 +225,7 @@ class Factorization(ABC):
 
     @abstractmethod
     def trim(self, rank: Rank) -> Factorization:
-        """Forget what is only needed for other ranks than `rank`."""
+        """Give what is needed at `rank`, and nothing else; this one stays as it is."""
 
 
 class Decomposition(BaseEstimator, ABC):
@@ -429,6 +429,12 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     """
 
     search_space: ClassVar[SearchSpace] = {}
+    # Results in common with other fits, as `compressors.sharing.share` sets it.
+    _shared: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_shared"}
 
     @abstractmethod
     def fit(self, model: nn.Module, data: object = None) -> Compressor:

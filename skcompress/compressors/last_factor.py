@@ -8,6 +8,7 @@ plugin, becomes one for the inputs in this way, and makes up for layers before i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -67,9 +68,10 @@ class LastFactor(Factorization):
         return replace(factors, tensors=(*factors.tensors[:-1], last))
 
     def trim(self, rank: Rank) -> LastFactor:
-        self.inner = self.inner.trim(rank)
-        self._last = {rank: self._last[rank]}
-        return self
+        result = copy.copy(self)
+        result.inner = self.inner.trim(rank)
+        result._last = {rank: self._last[rank]}
+        return result
 
 
 def pointwise_last(stages: Sequence[Stage]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
@@ -68,8 +69,9 @@ class MatrixFactorization(Factorization):
 
     def trim(self, rank: Rank) -> MatrixFactorization:
         assert isinstance(rank, int)
-        self._basis = self._basis[:, :rank].clone()
-        return self
+        result = copy.copy(self)
+        result._basis = self._basis[:, :rank].clone()
+        return result
 
 
 def fold_output(left: Tensor, right: Tensor, shape: Sequence[int]) -> Factors:

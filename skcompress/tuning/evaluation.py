@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from ..compressors.sharing import Shared, share
 from ..errors import BudgetError
 from .candidates import Candidates
 from .constraints import Constraint
@@ -29,6 +30,7 @@ class Evaluation:
     dense : what the uncompressed model was measured to be
     seed : for compressors that draw random numbers; the same for all trials of a process, which
         can thus share what they compute
+    shared : what they have computed
 
     Ranks that cannot be reached prune a trial; all else that goes wrong fails it.
 
@@ -47,6 +49,7 @@ class Evaluation:
     gate: Gate
     dense: Measurement
     seed: int
+    shared: Shared
     first_error: Exception | None = None
     _running: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -78,7 +81,8 @@ class Evaluation:
     def estimator(self, trial: optuna.Trial | FrozenTrial) -> tuple[Any, dict[str, Any]]:
         """Give the estimator of a trial, running or finished, and what is set on it."""
         seed = trial.user_attrs.get("random_state", self.seed)
-        return self.candidates.drawn(trial, seed)
+        found, params = self.candidates.drawn(trial, seed)
+        return share(found, self.shared), params
 
     def _measured(self, trial: optuna.Trial) -> Measurement:
         with self.gate.working():

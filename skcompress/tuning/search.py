@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..calibration import device_of, same_randomness
+from ..compressors.sharing import Shared, share
 from ..protocols import Compressor
 from ..selection import check_model
 from .candidates import Candidates, candidates
@@ -81,6 +82,9 @@ class CompressionSearch(Compressor):
     constraints : str or tuple of str
         What results have to meet: "score >= dense - 0.01", "n_parameters <= 0.3 * dense",
         "latency <= 0.002". `dense` is what the uncompressed model has.
+    cache_memory : float, default=2 GiB
+        Bytes for what trials have in common: factorisations of weights, statistics of inputs.
+        Computed once, and let go at the end of `fit`.
     verbose : bool or int
         1 shows a progress bar, 2 Optuna's own messages too.
 
@@ -143,6 +147,7 @@ class CompressionSearch(Compressor):
         "random_state": ["random_state"],
         "refit": [StrOptions({"best", "knee"}), callable],
         "constraints": [None, str, list, tuple],
+        "cache_memory": [Interval(Real, 0, None, closed="left")],
         "verbose": ["verbose"],
     }
 
@@ -163,6 +168,7 @@ class CompressionSearch(Compressor):
         random_state: Any = None,
         refit: Any = "best",
         constraints: Any = (),
+        cache_memory: float = 2**31,
         verbose: bool | int = False,
     ):
         self.estimator = estimator
@@ -179,6 +185,7 @@ class CompressionSearch(Compressor):
         self.random_state = random_state
         self.refit = refit
         self.constraints = constraints
+        self.cache_memory = cache_memory
         self.verbose = verbose
 
     def fit(
@@ -281,6 +288,7 @@ class CompressionSearch(Compressor):
             gate=gate,
             dense=self.dense_,
             seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) // 2,
+            shared=Shared(self.cache_memory),
         )
         run(
             study, evaluation, n_trials=self.n_trials, timeout=self.timeout, n_jobs=self.n_jobs,
@@ -293,4 +301,4 @@ class CompressionSearch(Compressor):
         self.best_trial_ = chosen(self.pareto_front_, objectives, self.refit)
         compressor, self.best_params_ = evaluation.estimator(study.trials[self.best_trial_.number])
         self.best_model_ = compressor.fit_transform(model, data)
-        self.best_compressor_ = compressor
+        self.best_compressor_ = share(compressor, None)

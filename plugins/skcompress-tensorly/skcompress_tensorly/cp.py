@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar
@@ -181,8 +182,9 @@ class CPFactorization(Factorization):
 
     def trim(self, rank: Rank) -> CPFactorization:
         assert isinstance(rank, int)
-        self._fits = {rank: self._fits[rank]}
-        return self
+        result = copy.copy(self)
+        result._fits = {rank: self._fits[rank]}
+        return result
 
 
 def seeded(random_state: Any) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -168,9 +169,10 @@ class TensorTrainFactorization(Factorization):
 
     def trim(self, rank: Rank) -> TensorTrainFactorization:
         assert isinstance(rank, tuple)
-        self._first = self._first[:, : rank[0]].clone()
-        self._last = self._last[:, : rank[-1]].clone()
-        return self
+        result = copy.copy(self)
+        result._first = self._first[:, : rank[0]].clone()
+        result._last = self._last[:, : rank[-1]].clone()
+        return result
 
 
 def as_train(weight: Tensor) -> Tensor:
