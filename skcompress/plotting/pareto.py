@@ -144,7 +144,9 @@ class ParetoDisplay:
 
     def _axes(self, x: str | None, y: str | None) -> tuple[str, str]:
         about = [*self.points.objectives, *(name for name, _, _ in self.points.bounds)]
-        about = [name for name in (*about, "score", "n_parameters") if name in self.points.values]
+        if len(set(about)) < 2:
+            about += QUANTITIES
+        about = [name for name in dict.fromkeys(about) if name in self.points.values]
         # The score upwards, if there is one.
         y = y or ("score" if "score" in about and x != "score" else None)
         y = y or next(name for name in about if name != x)
