@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors, protocols, registry, testing
+    from . import errors, protocols, registry, spaces, testing
     from .compressors.low_rank import LowRankCompressor
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
     from .metrics import count_bytes, count_flops, count_parameters, measure_latency
-    from .plotting import SpectrumDisplay, WeightDisplay
+    from .plotting import ParetoDisplay, SpectrumDisplay, WeightDisplay
     from .regularizers.finite_difference import FirstDifference, SecondDifference
     from .regularizers.frobenius import FrobeniusNorm
     from .regularizers.group_lasso import GroupLasso
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .regularizers.schatten import SchattenNorm
     from .regularizers.stable_rank import StableRank
     from .training import SmoothClassifier, SmoothRegressor
+    from .tuning import CompressionSearch, suggest_params
 
 # Where each public name lives. Importing on first use keeps `import skcompress` quick.
 _HOMES = {
@@ -50,16 +51,20 @@ _HOMES = {
     "GroupLasso": "regularizers.group_lasso",
     "SmoothClassifier": "training",
     "SmoothRegressor": "training",
+    "CompressionSearch": "tuning",
+    "ParetoDisplay": "plotting",
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
+    "suggest_params": "tuning",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_parameters": "metrics",
     "measure_latency": "metrics",
 }
-_MODULES = ("errors", "protocols", "registry", "testing")
+_MODULES = ("errors", "protocols", "registry", "spaces", "testing")
 
 __all__ = [
+    "CompressionSearch",
     "FirstDifference",
     "FrobeniusNorm",
     "GroupLasso",
@@ -70,6 +75,7 @@ __all__ = [
     "NuclearNorm",
     "NuclearRatio",
     "Orthogonality",
+    "ParetoDisplay",
     "SVDCompressor",
     "SchattenNorm",
     "SecondDifference",
@@ -86,6 +92,8 @@ __all__ = [
     "measure_latency",
     "protocols",
     "registry",
+    "spaces",
+    "suggest_params",
     "testing",
 ]
 

@@ -29,11 +29,13 @@ from ..metrics import count_parameters
 from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
-from .calibrated import Calibration, foldable_norms, importances, regress_sites
+from ..spaces import FloatRange, Options, Plugins, SearchSpace
+from .calibrated import Calibration, foldable_norms
 from .checks import RANKS, check_rank, require_support, uses_data
 from .comparing import Comparison
 from .factorizing import FactorizedSite, factorize_sites
 from .fitting import Fitting, Outcome, set_norms, trimmed
+from .importance import importances
 from .pivoting import prefer_pivots
 from .planning import (
     asked_ranks,
@@ -41,9 +43,10 @@ from .planning import (
     rank_patterns,
     restore_ties,
 )
+from .regressing import regress_sites
 from .replacing import replaced
+from .sharing import Known, Shared
 from .steps import Steps
-from .warm_start import Seen
 from .workload import workload
 
 _PATTERNS = [None, str, type, list, tuple, set]
@@ -61,6 +64,8 @@ class FactorizingCompressor(Compressor):
 
     Parameters and learnt attributes are written up in :class:`LowRankCompressor`.
     """
+
+    _own: Shared | None = None  # results that warm_start keeps
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "rank": [*RANKS, dict],
@@ -82,6 +87,17 @@ class FactorizingCompressor(Compressor):
         "n_jobs": [None, Integral],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "rank": FloatRange(0.1, 0.9),
+        # To "energy" the rank is a fraction of something else, and "auto" has no use for it.
+        "allocation": Plugins("allocations", leave_out=("auto", "energy")),
+        "pivot": Options((False, True)),
+        "metric": Options(("activations", "fisher"), needs_data=True),
+        "reconstruction": Options(("independent", "sequential"), needs_data=True),
+        "sensitivity": FloatRange(0.0, 1.0, needs_data=True),
+        "refit_dense": Options((False, True), needs_data=True),
+        "fold_norm": Options((False, True), needs_data=True),
     }
 
     def __init__(
@@ -161,17 +177,19 @@ class FactorizingCompressor(Compressor):
         require_sites(owner, selection)
 
         steps = Steps(calibration.device_of(model))
-        n_in, given, seen = count_parameters(model), None, None
+        shared = self._results()
+        n_in, given, counted = count_parameters(model), None, None
         folded: dict[str, str] = {}
         if calibrated or self.cost == "flops":
             batches = calibration.batches(owner, data, model)
+            known = Known.about(shared, model, data)
         if calibrated:
-            seen = Seen.by(self, data)
             with steps("observe"):
                 given = Calibration.observed(
                     batches,
                     model,
                     selection.sites,
+                    known,
                     memory=self.calibration_memory,
                     max_positions=self.max_positions,
                     random_state=self.random_state,
@@ -181,18 +199,16 @@ class FactorizingCompressor(Compressor):
                     model, given = fold(model, folded), given.without(folded)
                     selection = select(model, self.layers, self.exclude)
         # Before the factorisations: what is wrong with the data shows in seconds.
-        counted = None
         if self.cost == "flops":
-            counted = count_calls(model, selection.sites, batches)
+            names = (name for site in selection.sites for name, _ in site.users)
+            key = known.but("folded", *sorted(folded)).key("calls", *names)
+            counted = shared.get(key, lambda: count_calls(model, selection.sites, batches))
         if given is not None and (self.sensitivity or self.metric == "fisher"):
             with steps("differentiate"):
                 given = given.with_gradients(model, selection.sites, self.verbose)
         decompositions = self._resolved_decompositions()
-        earlier = getattr(self, "_seen", None)
-        same = seen.same(earlier) if seen is not None else earlier is None
-        known = getattr(self, "_factorized", {}) if self.warm_start and same else {}
         with steps("factorize"):
-            sites = self._factorized_sites(model, selection.sites, decompositions, given, known)
+            sites = self._factorized_sites(model, selection.sites, decompositions, given, shared)
         require_support(owner, sites, decompositions)
         work = None
         if counted is not None:
@@ -224,9 +240,7 @@ class FactorizingCompressor(Compressor):
         self._decompositions = decompositions
         self._calibrated, self._folded = calibrated, folded
         self._norms, self._fits = outcome.norms, outcome.fits
-        self._seen = seen if self.warm_start else None
-        kept = sites if self.warm_start else trimmed(sites, outcome)
-        self._factorized: dict[str, FactorizedSite] = {s.name: s for s in kept}
+        self._factorized = {site.name: site for site in trimmed(sites, outcome)}
         return self
 
     @torch.no_grad()
@@ -243,7 +257,7 @@ class FactorizingCompressor(Compressor):
         """`fit`, then `transform` of the same model, with each SVD computed once."""
         self.fit(model, data)
         known = {**self._factorized, **self._fits}
-        if not (self.warm_start or self._calibrated):
+        if not (self._results().memory or self._calibrated):
             self._factorized = {}
         # Each factorisation is let go as soon as its factors exist, so that at no time
         # all of both are held.
@@ -306,7 +320,7 @@ class FactorizingCompressor(Compressor):
         sites: Sequence[Site],
         decompositions: Mapping[str, Decomposition],
         given: Calibration | None,
-        known: Mapping[str, FactorizedSite],
+        shared: Shared,
     ) -> list[FactorizedSite]:
         """Do the expensive step for every weight, in the metric that there are inputs for."""
 
@@ -317,10 +331,22 @@ class FactorizingCompressor(Compressor):
         if given is not None:
             fisher, asked = self.metric == "fisher", asked_ranks(self.rank)
             return regress_sites(
-                model, sites, given, compete, known, self.device, self.verbose,
-                fisher=fisher, asked=asked,
-            )  # fmt: skip
-        return factorize_sites(sites, compete, known, self.device, self.n_jobs, self.verbose)
+                model, sites, given, compete, self.device, self.verbose, fisher=fisher, asked=asked
+            )
+        return factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
+
+    def _results(self) -> Shared:
+        """What this fit shares: with others, with earlier ones of its own, or nothing."""
+        if self._shared is not None:
+            return self._shared
+        if not self.warm_start:
+            self._own = None
+            return Shared(memory=0)
+        self._own = self._own or Shared()
+        return self._own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_own"}
 
     def _resolved_decompositions(self) -> dict[str, Decomposition]:
         """Instances by scheme, seeded where they draw random numbers."""

@@ -29,8 +29,10 @@ class Comparison:
         self._best: tuple[float | None, Outcome] | None = None
         try:
             with steps("compare"):
-                self._reference = Reference(
-                    fitting.model, self._given.batches, memory=self._given.memory
+                memory, known = self._given.memory, self._given.known
+                self._reference = known.shared.get(
+                    known.key("reference", memory),
+                    lambda: Reference(fitting.model, self._given.batches, memory=memory),
                 )
         except OutputTypeError:
             if needed:

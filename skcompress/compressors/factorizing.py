@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from ..errors import CalibratedWeightError, MetaWeightError, NonFiniteWeightError
+from ..errors import CalibratedWeightError, MetaWeightError
 from ..factorized import kind_of
 from ..factorized.chain import empty_factors, merge_groups, merge_stages, multiply_out
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
 from ..selection import Site
+from .digests import fingerprint, settings_digest
+from .sharing import Shared
 
 Compete = Callable[[Site], list[Decomposition]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of cutting up one weight: a factorisation per group, and their sum.
+    """One way of cutting up one weight: a factorisation per group, and their sum."""
 
-    settings : the decomposition with its parameters, printed
-    """
-
-    settings: str
     parts: list[Factorization]
 
     @cached_property
@@ -47,7 +44,6 @@ class FactorizedSite:
 
     shape : (out, in, *kernel) of each of its groups
     dense : stored numbers
-    tried : settings of the decompositions that were asked; None where these are the candidates'
     means : (groups, n), mean inputs of the factors on the data, and (groups, out), the mean
         outputs that they are to give; where something makes up for the difference
     offset_to : name of the module that does: the layer itself, by its bias, or the batch
@@ -63,7 +59,6 @@ class FactorizedSite:
     dense: int
     fingerprint: int
     candidates: tuple[Candidate, ...]
-    tried: tuple[str, ...] | None = None
     means: tuple[Tensor, Tensor] | None = None
     offset_to: str | None = None
     sensitivity: float | None = None
@@ -89,19 +84,11 @@ class FactorizedSite:
             return replace(self, candidates=())
         chosen = self.candidates[choice.curve]
         rank = chosen.curve.rank_at(choice.option)
-        parts = [part.trim(rank) for part in chosen.parts]
-        return replace(self, candidates=(Candidate(chosen.settings, parts),))
+        return replace(self, candidates=(Candidate([p.trim(rank) for p in chosen.parts]),))
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether a weight (groups, out, in, *kernel) is the one that this is about."""
         return fingerprint(self.name, weight) == self.fingerprint
-
-    def is_result_of(self, fingerprint: int, settings: Sequence[str]) -> bool:
-        """Whether it is of the weight with this fingerprint, cut up in these ways."""
-        tried = self.tried
-        if tried is None:
-            tried = tuple(candidate.settings for candidate in self.candidates)
-        return self.fingerprint == fingerprint and tried == tuple(settings)
 
     def parts(self, scheme: str, fingerprint: int) -> list[Factorization] | None:
         """Factorisations for a scheme, if these are of the weight with this fingerprint."""
@@ -110,10 +97,43 @@ class FactorizedSite:
         return next((c.parts for c in self.candidates if c.parts[0].curve.scheme == scheme), None)
 
 
+@dataclass
+class _Task:
+    """A weight to be cut up in several ways.
+
+    jobs : under which key each is known, and the decomposition
+    found : what is known already, by the number of the job
+    """
+
+    site: Site
+    fingerprint: int
+    jobs: list[tuple[Hashable | None, Decomposition]]
+    found: dict[int, Candidate]
+
+    def look(self, shared: Shared) -> None:
+        for number, (key, _) in enumerate(self.jobs):
+            if number not in self.found and (known := shared.find(key)) is not None:
+                self.found[number] = known
+
+    @property
+    def missing(self) -> dict[int, Decomposition]:
+        return {n: d for n, (_, d) in enumerate(self.jobs) if n not in self.found}
+
+    def add(self, candidates: Iterable[Candidate], shared: Shared) -> None:
+        for number, candidate in zip(self.missing, candidates, strict=True):
+            self.found[number] = candidate
+            shared.put(self.jobs[number][0], candidate)
+
+    def result(self) -> FactorizedSite:
+        slot, candidates = self.site.slot, (self.found[n] for n in range(len(self.jobs)))
+        shape = tuple(slot.shape[1:])
+        return FactorizedSite(self.site.name, shape, slot.size, self.fingerprint, tuple(candidates))
+
+
 def factorize_sites(
     sites: Sequence[Site],
     compete: Compete,
-    known: Mapping[str, FactorizedSite],
+    shared: Shared,
     device: Any,
     n_jobs: int | None,
     verbose: bool | int,
@@ -121,42 +141,41 @@ def factorize_sites(
     """Factorise every weight in all ways that compete for it.
 
     compete : gives the decompositions for a weight
-    known : earlier results; those of unchanged weights are taken over
+    shared : earlier results; those of equal weights are taken over
     """
+    settings: dict[str, str | None] = {}  # describing an estimator is slow: once per scheme
+    tasks = []
+    for site in sites:
+        weight = working_weight(site, device)
+        of = (fingerprint(site.name, weight), str(weight.dtype), str(weight.device))
+        jobs: list[tuple[Hashable | None, Decomposition]] = []
+        for d in compete(site):
+            if d.scheme not in settings:
+                settings[d.scheme] = settings_digest(d)
+            words = settings[d.scheme]
+            jobs.append((None if words is None else ("factorization", words, *of), d))
+        tasks.append(_Task(site, of[0], jobs, {}))
+        tasks[-1].look(shared)
+    open_ = [task for task in tasks if task.missing]
+    if open_:
+        with shared.alone(*(task.jobs[n][0] for task in open_ for n in task.missing)):
+            for task in open_:  # others may have been faster
+                task.look(shared)
+            open_ = [task for task in open_ if task.missing]
+            bar = tqdm(open_, desc="factorize", unit="layer", disable=not verbose)
+            jobs_ = (
+                delayed(_factorize)(working_weight(task.site, device), list(task.missing.values()))
+                for task in bar
+            )
+            # A hint, not an order: joblib.parallel_config of the user decides.
+            made = Parallel(n_jobs=n_jobs, prefer="threads")(jobs_)
+            for task, candidates in zip(open_, made, strict=True):
+                task.add(candidates, shared)
+    return [task.result() for task in tasks]
 
-    found: dict[str, FactorizedSite] = {}
-    settings: dict[str, str] = {}  # printing an estimator is slow: once per scheme
 
-    def tasks() -> Iterator[Any]:
-        for site in tqdm(sites, desc="factorize", unit="layer", disable=not verbose):
-            weight = working_weight(site, device)
-            seen = fingerprint(site.name, weight)
-            decompositions = compete(site)
-            for d in decompositions:
-                if d.scheme not in settings:
-                    settings[d.scheme] = repr(d)
-            names = [settings[d.scheme] for d in decompositions]
-            earlier = known.get(site.name)
-            if earlier is not None and earlier.is_result_of(seen, names):
-                found[site.name] = earlier
-            else:
-                jobs = list(zip(names, decompositions, strict=True))
-                yield delayed(_factorize)(site.name, site.slot.size, seen, jobs, weight)
-
-    # A hint, not an order: joblib.parallel_config of the user decides.
-    made = Parallel(n_jobs=n_jobs, prefer="threads")(tasks())
-    found.update((site.name, site) for site in made)
-    return [found[site.name] for site in sites]
-
-
-def _factorize(
-    name: str, size: int, seen: int, jobs: Sequence[tuple[str, Decomposition]], weight: Tensor
-) -> FactorizedSite:
-    candidates = tuple(
-        Candidate(settings, [decomposition.factorize(group) for group in weight])
-        for settings, decomposition in jobs
-    )
-    return FactorizedSite(name, tuple(weight.shape[1:]), size, seen, candidates)
+def _factorize(weight: Tensor, decompositions: Iterable[Decomposition]) -> list[Candidate]:
+    return [Candidate([d.factorize(group) for group in weight]) for d in decompositions]
 
 
 def working_weight(site: Site, device: Any) -> Tensor:
@@ -165,35 +184,6 @@ def working_weight(site: Site, device: Any) -> Tensor:
     if weight.is_meta:
         raise MetaWeightError(site.name)
     return weight.to(device=device, dtype=torch.promote_types(weight.dtype, torch.float32))
-
-
-_PROBE = 4096
-
-
-@lru_cache(maxsize=8)
-def _probe(dtype: torch.dtype, device: torch.device) -> Tensor:
-    steps = torch.arange(1, _PROBE + 1, dtype=torch.float64, device=device)
-    return steps.mul_(2.399963).cos_().to(dtype)
-
-
-def fingerprint(name: str, weight: Tensor) -> int:
-    """Number that changes when the values or the shape of a weight change.
-
-    A checksum of the products of the flattened weight's rows with one fixed vector: one
-    pass at the speed of memory, where hashing bytes would cost more than the SVDs saved.
-    The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
-    """
-    flat = weight.reshape(-1)
-    probe = _probe(weight.dtype, weight.device)
-    n_rows = len(flat) // _PROBE
-    rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
-    rest = flat[n_rows * _PROBE :]
-    sums = torch.cat([rows, (rest @ probe[: len(rest)])[None]])
-    if not torch.isfinite(sums).all():
-        n_bad = int(weight.numel() - torch.isfinite(weight).sum())
-        if n_bad:  # finite weights can still overflow the sums
-            raise NonFiniteWeightError(name, n_bad, weight.shape)
-    return zlib.crc32(sums.cpu().numpy().tobytes(), zlib.crc32(repr(tuple(weight.shape)).encode()))
 
 
 def merge_curves(curves: Sequence[Curve]) -> Curve:

@@ -117,7 +117,7 @@ class Reconstruction:
             refitted(decomposition, part, *pair, planned.rank)
             for part, pair in zip(chosen.parts, pairs, strict=True)
         ]
-        return replace(known, candidates=(Candidate(chosen.settings, parts),))
+        return replace(known, candidates=(Candidate(parts),))
 
     def _replace(
         self,

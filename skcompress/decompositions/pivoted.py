@@ -19,6 +19,7 @@ submatrix" (exchanges).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -169,8 +170,9 @@ class PivotedFactorization(Factorization):
         return pivoted_factors(self.whole.factors(weight, rank))
 
     def trim(self, rank: Rank) -> PivotedFactorization:
-        self.whole = self.whole.trim(rank)
-        return self
+        result = copy.copy(self)
+        result.whole = self.whole.trim(rank)
+        return result
 
 
 class Pivoted(Decomposition):

@@ -19,6 +19,7 @@ the original's outputs); Wang et al. 2024, arXiv 2403.07378 (whitening by the in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -99,9 +100,10 @@ class RegressionFactorization(Factorization):
     def trim(self, rank: Rank) -> RegressionFactorization:
         assert isinstance(rank, int)
         n = rank * self._places
-        self._right = self._right[:rank].clone()
-        self._root, self._told = self._root[:n, :n].clone(), self._told[:n].clone()
-        return self
+        result = copy.copy(self)
+        result._right = self._right[:rank].clone()
+        result._root, result._told = self._root[:n, :n].clone(), self._told[:n].clone()
+        return result
 
 
 def least_squares(weight: Tensor, metric: Metric) -> Tensor:

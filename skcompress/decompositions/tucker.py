@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 
@@ -89,9 +90,10 @@ class TuckerFactorization(Factorization):
 
     def trim(self, rank: Rank) -> TuckerFactorization:
         assert isinstance(rank, tuple)
-        self._out_basis = self._out_basis[:, : rank[0]].clone()
-        self._in_basis = self._in_basis[:, : rank[1]].clone()
-        return self
+        result = copy.copy(self)
+        result._out_basis = self._out_basis[:, : rank[0]].clone()
+        result._in_basis = self._in_basis[:, : rank[1]].clone()
+        return result
 
 
 def undominated(costs: np.ndarray, errors: np.ndarray) -> np.ndarray:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..compressors.last_factor import knows_inputs
 from ..factorized.chain import multiply_out
-from ..protocols import Curve, Decomposition, Metric, Rank
+from ..protocols import Curve, Decomposition, Factorization, Metric, Rank
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator
+from .spaces import corners
 
 
 def check_decomposition(
@@ -28,8 +29,10 @@ def check_decomposition(
 
     Laws: the weight is untouched; costs, shapes and `stages` agree with the factors; the
     predicted error is the measured one; error never grows along the ranks that no
-    other beats; the full rank is exact; the same call gives the same factors. Where it
+    other beats; the full rank is exact; the same call gives the same factors; `trim` leaves
+    the factorisation as it was. Where it
     writes `regress`, the same for outputs on inputs with a second moment far from white.
+    What its `search_space` declares works.
     """
     decomposition: Decomposition = checked_estimator(plugin, Decomposition)
     name = type(decomposition).__name__
@@ -53,6 +56,16 @@ def check_decomposition(
             _check_regression(where, decomposition, weight)
         check_unchanged(where, "factorize borrows the weight", before, weight)
     assert n_checked, f"{name} supports none of the weights that the check has"
+    _check_corners(decomposition, tolerance)
+
+
+def _check_corners(decomposition: Decomposition, tolerance: float) -> None:
+    weights = dict(awkward_weights())
+    for where, variant, _ in corners(decomposition):
+        for case in ("convolution", "wide (6, 40)"):
+            if variant.unsupported(weights[case].shape) is None:
+                curve = variant.factorize(weights[case]).curve
+                _check_curve(f"{where} on {case}", curve, weights[case], tolerance)
 
 
 def _check_regression(where: str, decomposition: Decomposition, weight: Tensor) -> None:
@@ -120,6 +133,23 @@ def _check_factors(
     again = decomposition.factorize(weight).trim(rank).factors(weight, rank)
     for a, b in zip(factors.tensors, again.tensors, strict=True):
         assert torch.allclose(a, b), f"{where}: a second call, or trim, gives other factors"
+    _check_trim(where, factorization, weight, rank)
+
+
+def _check_trim(where: str, factorization: Factorization, weight: Tensor, rank: Rank) -> None:
+    """Other fits may go on to use what one of them trims for itself."""
+    curve = factorization.curve
+    ranks = _some_ranks(curve)
+    before = [factorization.factors(weight, r).tensors for r in ranks]
+    factorization.trim(rank)
+    assert factorization.curve is curve, f"{where}: trim changes the curve"
+    try:
+        after = [factorization.factors(weight, r).tensors for r in ranks]
+    except Exception as error:
+        raise AssertionError(f"{where}: trim leaves no other rank, where it is to copy") from error
+    for a, b in zip(before, after, strict=True):
+        same = all(map(torch.equal, a, b))
+        assert same, f"{where}: trim changes the factorisation, where it is to copy"
 
 
 def _some_ranks(curve: Curve) -> list[Rank]:

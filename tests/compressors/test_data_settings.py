@@ -15,7 +15,7 @@ from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.calibration import batches, divergence
-from skcompress.compressors import calibrated
+from skcompress.compressors import importance
 from skcompress.errors import CalibratedWeightError, MissingDataError
 
 COMPRESSORS = [SVDCompressor, TuckerCompressor, LowRankCompressor]
@@ -318,5 +318,5 @@ def test_what_needs_data_is_named(name, value, compressor):
 
 
 def test_numbers_that_are_no_flags_do_not_ask_for_data():
-    assert calibrated.POWERS[0] == 0.0
+    assert importance.POWERS[0] == 0.0
     SVDCompressor(0.5, sensitivity=0, recalibrate_norm="auto", refit_dense=False).fit(network())

@@ -14,7 +14,7 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
-from skcompress.compressors import calibrated
+from skcompress.compressors import regressing
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import (
     CalibratedWeightError,
@@ -164,11 +164,11 @@ def test_warm_start_needs_no_statistics_and_notices_other_data(monkeypatch):
     settings = {"reconstruction": "independent", "warm_start": True}
     compressor = SVDCompressor(rank=0.4, **settings).fit(model, x)
     measured, factorised = [], []
-    stream = calibrated.stream
-    monkeypatch.setattr(calibrated, "stream", _noting(stream, measured))
+    stream = regressing.stream
+    monkeypatch.setattr(regressing, "stream", _noting(stream, measured))
     monkeypatch.setattr(SVD, "regress", _noting(SVD.regress, factorised))
     compressor.set_params(rank=0.6).fit(model, x)
-    assert not measured[0]
+    assert not measured
     assert not factorised
     plan = compressor.plan_
     for data in (images(seed=3), x.mul_(2.0)):
@@ -180,7 +180,8 @@ def test_warm_start_needs_no_statistics_and_notices_other_data(monkeypatch):
         model[7].weight.mul_(2.0)
     measured.clear()
     compressor.fit(model, x)
-    assert [site.name for site in measured[0]] == ["7"]
+    # What comes after it is given other inputs.
+    assert "9" in [site.name for site in measured[0]]
     monkeypatch.undo()
     assert plan == SVDCompressor(rank=0.6, **settings).fit(network(), images()).plan_
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from skcompress.linalg import leading_subspace, short_side
 from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
+from skcompress.spaces import IntRange, SearchSpace
 
 from .backend import torch_backend
 from .train_shapes import core_sizes, rank_options, stage_segments, train_stages
@@ -166,9 +169,10 @@ class TensorTrainFactorization(Factorization):
 
     def trim(self, rank: Rank) -> TensorTrainFactorization:
         assert isinstance(rank, tuple)
-        self._first = self._first[:, : rank[0]].clone()
-        self._last = self._last[:, : rank[-1]].clone()
-        return self
+        result = copy.copy(self)
+        result._first = self._first[:, : rank[0]].clone()
+        result._last = self._last[:, : rank[-1]].clone()
+        return result
 
 
 def as_train(weight: Tensor) -> Tensor:
@@ -195,6 +199,8 @@ class TensorTrain(Decomposition):
     References: Oseledets 2011, SIAM J. Sci. Comput. 33(5); Garipov et al. 2016,
     arXiv 1611.03214.
     """
+
+    search_space: ClassVar[SearchSpace] = {"n_ranks": IntRange(8, 32, log=True)}
 
     def __init__(self, n_ranks: int = 16):
         self.n_ranks = n_ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,5 +49,6 @@ class TruncatedSVD(Factorization):
 
     def trim(self, rank: Rank) -> TruncatedSVD:
         assert isinstance(rank, int)
-        self._basis = self._basis[:, :rank].clone()
-        return self
+        result = copy.copy(self)
+        result._basis = self._basis[:, :rank].clone()
+        return result

@@ -1,0 +1,185 @@
+"""What tells weights, networks, data and settings apart, so that results can be used again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..errors import NonFiniteWeightError
+
+_PROBE = 4096
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class Unlike(Exception):  # noqa: N818 - no error: what has no digest is done without sharing
+    """There is something that cannot be told apart from others by its contents."""
+
+
+@lru_cache(maxsize=8)
+def _probe(dtype: torch.dtype, device: torch.device) -> Tensor:
+    steps = torch.arange(1, _PROBE + 1, dtype=torch.float64, device=device)
+    return steps.mul_(2.399963).cos_().to(dtype)
+
+
+def fingerprint(name: str, weight: Tensor) -> int:
+    """Number that changes when the values or the shape of a weight change.
+
+    A checksum of the products of the flattened weight's rows with one fixed vector: one
+    pass at the speed of memory, where hashing bytes would cost more than the SVDs saved. What
+    is lost in the rounding of these products, such as a change of one number in its last
+    digits, goes unnoticed.
+    The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
+    """
+    flat = weight.reshape(-1)
+    probe = _probe(weight.dtype, weight.device)
+    n_rows = len(flat) // _PROBE
+    rows = flat[: n_rows * _PROBE].view(n_rows, _PROBE) @ probe
+    rest = flat[n_rows * _PROBE :]
+    sums = torch.cat([rows, (rest @ probe[: len(rest)])[None]])
+    if not torch.isfinite(sums).all():
+        n_bad = int(weight.numel() - torch.isfinite(weight).sum())
+        if n_bad:  # finite weights can still overflow the sums
+            raise NonFiniteWeightError(name, n_bad, weight.shape)
+    found = hashlib.blake2b(repr(tuple(weight.shape)).encode(), digest_size=8)
+    found.update(sums.cpu().numpy().tobytes())
+    return int.from_bytes(found.digest(), "little")
+
+
+@lru_cache(maxsize=8)
+def _odd_numbers(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(-(2**62), 2**62, (_PROBE,), generator=generator)
+    return (2 * drawn + 1).to(device)
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """Digest of every bit of a tensor, its shape, dtype and device: 2 GB/s.
+
+    The bits as integers times fixed odd ones, modulo 2^64: a single change is never missed.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        raise Unlike
+    about = f"{tensor.dtype}{tuple(tensor.shape)}{tensor.device}"
+    found = hashlib.blake2b(about.encode(), digest_size=16)
+    if tensor.is_meta or not tensor.numel():
+        return found.digest()
+    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    size = _PROBE * 8
+    whole = len(octets) // size
+    factors = _odd_numbers(tensor.device)
+    # In pieces that stay in the processor's cache.
+    for piece in octets[: whole * size].split(64 * size):
+        sums = (piece.clone().view(torch.int64).view(-1, _PROBE) * factors).sum(1)
+        found.update(sums.cpu().numpy().tobytes())
+    found.update(octets[whole * size :].cpu().numpy().tobytes())
+    return found.digest()
+
+
+def network_digest(model: nn.Module) -> bytes:
+    """Digest of all that a network's outputs in eval mode depend on, as far as can be seen.
+
+    Types of the modules with their plain attributes and the names of their hooks; parameters,
+    buffers and other tensors by their values; and which of these are shared. Not seen are
+    values that hooks, functions and objects other than modules keep to themselves.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    numbers: dict[int, int] = {}
+    for module in model.modules():
+        inner = {key: numbers.setdefault(id(m), len(numbers)) for key, m in module._modules.items()}
+        found.update(f"{_name(type(module))}{inner};".encode())
+        tensors = {**module._parameters, **module._buffers}
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, Tensor):
+                tensors[key] = value
+            elif key in _HOOKS:
+                found.update(f"{key}={[_name(hook) for hook in value.values()]};".encode())
+            elif not key.startswith("_") and key != "training":
+                found.update(f"{key}={_described(value)};".encode())
+        for key, tensor in tensors.items():
+            found.update(f"{key}:".encode())
+            if tensor is not None:
+                if id(tensor) not in numbers:
+                    found.update(tensor_digest(tensor))
+                found.update(b"%d;" % numbers.setdefault(id(tensor), len(numbers)))
+    return found.digest()
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_described, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{_described(k)}:{_described(v)}' for k, v in value.items())}}}"
+    return _name(value)
+
+
+def _name(value: Any) -> str:
+    """Name of a function or type, or of the type of an object."""
+    if isinstance(value, partial):
+        return f"partial {_name(value.func)}{_described((*value.args, *value.keywords.values()))}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def data_digest(data: Any, token: Callable[[object], Hashable]) -> Hashable:
+    """Digest of calibration data.
+
+    Tensors, arrays, and lists, tuples and dicts of these, by their values; anything else, such as
+    a DataLoader, by the `token` of the object.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    try:
+        _add(found.update, data)
+    except Unlike:
+        return token(data)
+    return found.digest()
+
+
+def _add(update: Callable[[bytes], None], value: Any) -> None:
+    if isinstance(value, PackedSequence | tuple | list):
+        update(f"{_name(value)}{len(value)}(".encode())
+        for item in value:
+            _add(update, item)
+    elif isinstance(value, Mapping):
+        update(f"{_name(value)}{len(value)}{{".encode())
+        for key, item in value.items():
+            update(f"{_described(key)}:".encode())
+            _add(update, item)
+    elif isinstance(value, Tensor):
+        update(tensor_digest(value))
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        update(f"{value.dtype}{value.shape}".encode())
+        update(hashlib.blake2b(np.ascontiguousarray(value).data).digest())
+    elif isinstance(value, _PLAIN):
+        update(repr(value).encode())
+    else:
+        raise Unlike
+
+
+def settings_digest(estimator: BaseEstimator) -> str | None:
+    """Write an estimator with all its parameters; None where some are no plain values."""
+    words = [_name(type(estimator))]
+    for name, value in sorted(estimator.get_params(deep=True).items()):
+        if isinstance(value, BaseEstimator):
+            words.append(f"{name}={_name(type(value))}")
+        elif _is_plain(value):
+            words.append(f"{name}={value!r}")
+        else:
+            return None
+    return " ".join(words)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, (*_PLAIN, np.integer, np.floating))
