@@ -59,7 +59,7 @@ class PluginLoadError(SkcompressError, ImportError):
 class PluginTypeError(SkcompressError, TypeError):
     """A plugin, or an instance, that is not what its kind asks for."""
 
-    def __init__(self, kind: str, received: object, expected: type):
+    def __init__(self, kind: str, received: object, expected: tuple[type, ...]):
         what = (
             f"the class {received.__qualname__}"
             if isinstance(received, type)
@@ -70,10 +70,8 @@ class PluginTypeError(SkcompressError, TypeError):
             if isinstance(received, type) and issubclass(received, expected)
             else ""
         )
-        super().__init__(
-            f"{kind} must be names or instances of "
-            f"{expected.__module__}.{expected.__qualname__}; got {what}{hint}"
-        )
+        known = " or ".join(f"{e.__module__}.{e.__qualname__}" for e in expected)
+        super().__init__(f"{kind} must be names or instances of {known}; got {what}{hint}")
 
 
 class NotInstalledError(SkcompressError, RuntimeError):
