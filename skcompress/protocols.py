@@ -474,8 +474,9 @@ class Evidence:
         class that the network finds most probable, or half the squared norm of other outputs
     fisher : Tensor of the weight's shape, E[(dl/dw)^2] for outputs drawn from the network's own
         distribution: the diagonal of the Fisher information
-    relevance : Tensor of the weight's shape, E[R], how much of the network's output for the most
-        probable class comes through each number of the weight; see `calibration.relevance`
+    relevance, positive_relevance : Tensors of the weight's shape, E[R], how much of the network's
+        output for the most probable class comes through each number of the weight, by the rules
+        "epsilon" and "positive" of `calibration.relevance`
     """
 
     gram: Tensor | None = None
@@ -483,6 +484,7 @@ class Evidence:
     gradient: Tensor | None = None
     fisher: Tensor | None = None
     relevance: Tensor | None = None
+    positive_relevance: Tensor | None = None
 
     def input_power(self, weight: Tensor) -> Tensor:
         """Give E[x^2] of what each number of `weight` is multiplied with, to be broadcast to it."""
@@ -495,10 +497,13 @@ class Evidence:
 class DataCriterion(BaseEstimator, ABC):
     """Says how much each single number of a weight matters, from what data says of it.
 
-    needs : fields of `Evidence`, each of "gram", "gradient", "fisher", "relevance"
+    needs : fields of `Evidence`: "gram", "gradient", "fisher", "relevance", "positive_relevance"
     """
 
-    needs: ClassVar[tuple[str, ...]]
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Names of the fields that `scores` and `updated` read."""
 
     @abstractmethod
     def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:

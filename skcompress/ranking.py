@@ -33,7 +33,7 @@ def numbers_kept(parts: Sequence[Values], n_kept: int) -> list[int]:
     """
     if n_kept <= 0:
         return [0] * len(parts)
-    found = _select([lambda part=part: _bits(part().float()) for part in parts], 32, n_kept)
+    found = _select([_Bits(part) for part in parts], 32, n_kept)
     missing = n_kept - sum(found.above)
     counts = []
     for above, equal in zip(found.above, found.equal, strict=True):
@@ -99,6 +99,16 @@ def _bits(values: Tensor) -> Tensor:
     """Bits of non-negative floats as integers in the same order, flat."""
     # Of a negative zero the integer would be the least of all.
     return values.abs().reshape(-1).view(torch.int64 if values.itemsize == 8 else torch.int32)
+
+
+class _Bits:
+    """Bits of what a part gives, as float32."""
+
+    def __init__(self, part: Values):
+        self._part = part
+
+    def __call__(self) -> Tensor:
+        return _bits(self._part().float())
 
 
 class _Selected(NamedTuple):

@@ -21,9 +21,9 @@ class GlobalBudget(Allocation, SparsityAllocation):
 
     Of ranks: minimises the sum over layers of the relative energy lost, times the layer's
     importance, subject to the total of stored numbers: a multiple-choice knapsack, solved by a
-    Lagrangian bound and dynamic programming over what the bound leaves. Which of several ways of cutting
-    a weight, which rank, or dense, is all one choice. Untrained weights have flat spectra, and
-    the optimum then often leaves some layers dense and cuts others to almost nothing.
+    Lagrangian bound and dynamic programming over what the bound leaves. Which of several ways of
+    cutting a weight, which rank, or dense, is all one choice. Untrained weights have flat
+    spectra, and the optimum then often leaves some layers dense and cuts others to almost nothing.
 
     Of values that stay: those with the largest scores of all, but for the least number of each
     weight.

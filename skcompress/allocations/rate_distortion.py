@@ -42,8 +42,7 @@ class RateDistortion(SparsityAllocation):
             # More values lose more only by chance: of the criterion, or of rounding.
             losses.append(np.minimum.accumulate(found))
         chosen = least_loss(levels, losses, n_kept)
-        counts = [int(level[i]) for level, i in zip(levels, chosen, strict=True)]
-        return _filled(weights, levels, losses, chosen, counts, n_kept)
+        return _filled(levels, losses, chosen, n_kept)
 
 
 def _levels(weight: Prunable) -> np.ndarray:
@@ -85,14 +84,13 @@ def least_loss(
 
 
 def _filled(
-    weights: Sequence[Prunable],
     levels: Sequence[np.ndarray],
     losses: Sequence[np.ndarray],
     chosen: Sequence[int],
-    counts: list[int],
     n_kept: int,
 ) -> list[int]:
     """Spend what is left where a value saves most, on the way to each weight's next level."""
+    counts = [int(level[i]) for level, i in zip(levels, chosen, strict=True)]
     left = n_kept - sum(counts)
     slopes = []
     for i, (level, loss, position) in enumerate(zip(levels, losses, chosen, strict=True)):

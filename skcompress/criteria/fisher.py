@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from ..protocols import DataCriterion, Evidence
@@ -23,7 +21,7 @@ class Fisher(DataCriterion):
     tensor([[1., 4.]])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("fisher",)
+    needs = ("fisher",)
 
     def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:
         assert evidence.fisher is not None

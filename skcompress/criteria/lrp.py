@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
+from ..errors import CriterionValueError
 from ..protocols import DataCriterion, Evidence
+
+_FIELDS = {"epsilon": "relevance", "positive": "positive_relevance"}
 
 
 class LRP(DataCriterion):
     """|E[R]|: the relevance that layer-wise propagation finds to flow through a number.
 
     The output for the most probable class is handed back layer by layer, to each number in
-    proportion to what it contributed; `skcompress.calibration.relevance` says by which rules.
+    proportion to what it contributed; `skcompress.calibration.relevance` has the rules.
+
+    rule : "epsilon", for contributions of both signs; or "positive", the paper's for convolutions:
+        numbers that never contribute to the positive part of an output, such as all negative ones
+        after a ReLU, go first
 
     References: Yeom et al. 2021, arXiv 1912.08881 (Pruning by Explaining); Bach et al. 2015,
     doi 10.1371/journal.pone.0130140.
@@ -24,8 +29,15 @@ class LRP(DataCriterion):
     tensor([[0.5000, 0.1000]])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("relevance",)
+    def __init__(self, rule: str = "epsilon"):
+        self.rule = rule
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        if self.rule not in _FIELDS:
+            raise CriterionValueError("LRP", "rule", "'epsilon' or 'positive'", self.rule)
+        return (_FIELDS[self.rule],)
 
     def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:
-        assert evidence.relevance is not None
-        return evidence.relevance.to(weight).abs()
+        relevance: Tensor = getattr(evidence, *self.needs)
+        return relevance.to(weight).abs()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -62,7 +60,7 @@ class OBS(DataCriterion):
     tensor([[1.9802, 0.0000]])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("gram",)
+    needs = ("gram",)
 
     def __init__(self, damping: float = 1e-2, update: str = "exact"):
         self.damping = damping

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from ..protocols import DataCriterion, Evidence
@@ -22,7 +20,7 @@ class Taylor(DataCriterion):
     tensor([[0.5000, 1.0000]])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    needs = ("gradient",)
 
     def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:
         assert evidence.gradient is not None

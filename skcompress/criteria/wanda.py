@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from ..protocols import DataCriterion, Evidence
@@ -23,7 +21,7 @@ class Wanda(DataCriterion):
     tensor([[4., 9.]])
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("gram",)
+    needs = ("gram",)
 
     def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:
         return weight.square() * evidence.input_power(weight)
