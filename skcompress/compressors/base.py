@@ -50,7 +50,7 @@ _PATTERNS = [None, str, type, list, tuple, set]
 
 
 @contextmanager
-def _without_autocast() -> Iterator[None]:
+def without_autocast() -> Iterator[None]:
     """Keep the caller's autocast out of the mathematics: in half precision it would be lost."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
@@ -137,7 +137,7 @@ class FactorizingCompressor(Compressor):
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
         return [d for d in decompositions.values() if d.unsupported(shape) is None]
 
-    @_without_autocast()
+    @without_autocast()
     @torch.no_grad()
     def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
         """Factorise every layer and divide the budget; `model` stays as it is.
@@ -254,7 +254,7 @@ class FactorizingCompressor(Compressor):
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
-    @_without_autocast()
+    @without_autocast()
     def _replaced(
         self, model: nn.Module, known: Callable[[str], FactorizedSite | None]
     ) -> nn.Module:
