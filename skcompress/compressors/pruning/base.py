@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from ...metrics import count_parameters
 from ...plan import Report
 from ...protocols import Compressor, Criterion, DataCriterion
 from ...ranking import keep_largest
-from ...selection import check_model, check_patterns, require_sites, select
+from ...selection import Selection, check_model, check_patterns, require_sites, select
 from ..base import without_autocast
 from ..calibrated import Calibration
 from ..comparing import Comparison
@@ -27,6 +28,7 @@ from ..fitting import set_norms
 from ..planning import compare_to_plan, restore_ties
 from ..steps import Steps
 from .fit import Method, PruningFit, PruningOutcome, zeros
+from .gradual import GradualPruning
 from .patterns import keep_pattern
 from .writing import pruned_copy
 
@@ -75,37 +77,15 @@ class PruningCompressor(Compressor):
         data : unlabelled inputs, as for :class:`LowRankCompressor`; used by criteria and
             allocations that need it, and by ``refit=True``
         """
-        self._validate_params()
-        owner = type(self).__name__
-        if isinstance(self.sparsity, bool) or isinstance(self.min_kept, bool):
-            raise InvalidParameterError(
-                f"The 'sparsity' and 'min_kept' parameters of {owner} must be numbers. Got "
-                f"{self.sparsity!r} and {self.min_kept!r} instead."
-            )
-        method = self._method()
-        check_model(owner, model)
-        check_patterns("layers", self.layers, model)
-        check_patterns("exclude", self.exclude, model)
-        selection = select(model, self.layers, self.exclude, inside_factors=True)
-        require_sites(owner, selection)
-        calibrated = self._uses_data(method, data)
+        check_model(type(self).__name__, model)
         steps = Steps(calibration.device_of(model))
-        given = None
-        if calibrated:
-            with steps("observe"):
-                given = Calibration.observed(
-                    calibration.batches(owner, data, model),
-                    model,
-                    selection.sites,
-                    memory=self.calibration_memory,
-                    max_positions=self.max_positions,
-                    random_state=self.random_state,
-                )
-        fit = PruningFit(owner, model, selection, method, given, self.device, self.verbose)
+        with steps("observe"):
+            fit = self._prepared_fit(model, data)
+        method, given = fit.method, fit.calibration
         with steps("score"):
             scores = fit.scores()
         if not fit.sites:
-            raise NoLayerError(owner, list(fit.reasons.items()))
+            raise NoLayerError(fit.owner, list(fit.reasons.items()))
         with steps("allocate"):
             masks = fit.masks(scores)
         with steps("refit" if method.refit else "update"):
@@ -125,8 +105,7 @@ class PruningCompressor(Compressor):
         self.n_parameters_in_ = count_parameters(model)
         spared = sum(row.before - row.after for row in self.plan_)
         self.n_parameters_out_ = self.n_parameters_in_ - spared
-        itemsize = fit.sites[0].slot.parameters[0].itemsize
-        counted = zeros(model, self.plan_, itemsize)
+        counted = zeros(model, self.plan_)
         self.n_nonzeros_in_, self.n_nonzeros_out_ = counted.nonzeros
         self.sparsity_ = counted.zeros[1] / counted.weights
         self.report_ = Report(
@@ -140,7 +119,7 @@ class PruningCompressor(Compressor):
         )
         self._patterns = (self.layers, self.exclude)
         self._pruned, self._norms = outcome.pruned, outcome.norms
-        self._fitted_method, self._calibrated = method, calibrated
+        self._fitted_method, self._calibrated = method, given is not None
         return self
 
     @torch.no_grad()
@@ -161,6 +140,69 @@ class PruningCompressor(Compressor):
         result = pruned_copy(model, selection.sites, self._pruned, self.device, choose)
         set_norms(result, self._norms)
         return result
+
+    def partial(self, model: nn.Module, n_steps: int = 10, optimizer: Any = None) -> GradualPruning:
+        """Prune a model step by step while it is trained, in place.
+
+        n_steps : after how many calls of `step` the sparsity is reached
+        optimizer : torch.optim.Optimizer of the model, after each step of which zeros are set to
+            zero again; None where `hold` is called for that
+
+        What stays is not fitted to data here, as `refit` does: training does that.
+
+        >>> pruner, model = Pruner("magnitude", sparsity=0.9), nn.Linear(8, 8)  # doctest: +SKIP
+        >>> schedule = pruner.partial(model, n_steps=5, optimizer=optimizer)    # doctest: +SKIP
+        >>> for epoch in range(5):                                              # doctest: +SKIP
+        ...     schedule.step()
+        ...     train(model, optimizer)
+        >>> report = schedule.finalize()                                        # doctest: +SKIP
+        """
+        owner = type(self).__name__
+        if isinstance(n_steps, bool) or not isinstance(n_steps, Integral) or n_steps < 1:
+            raise InvalidParameterError(
+                f"The 'n_steps' parameter of {owner}.partial must be an int in the range [1, inf). "
+                f"Got {n_steps!r} instead."
+            )
+        check_model(owner, model)
+        return GradualPruning(self, model, int(n_steps), optimizer)
+
+    def _selection(self, model: nn.Module) -> Selection:
+        """The weights to work on."""
+        check_patterns("layers", self.layers, model)
+        check_patterns("exclude", self.exclude, model)
+        selection = select(model, self.layers, self.exclude, inside_factors=True)
+        require_sites(type(self).__name__, selection)
+        return selection
+
+    def _prepared_fit(
+        self, model: nn.Module, data: object, sparsity: float | None = None
+    ) -> PruningFit:
+        """Check all settings, and run the first batch of the data where data takes part.
+
+        sparsity : instead of the parameter, and without `refit`: of one step of a schedule
+        """
+        self._validate_params()
+        owner = type(self).__name__
+        if isinstance(self.sparsity, bool) or isinstance(self.min_kept, bool):
+            raise InvalidParameterError(
+                f"The 'sparsity' and 'min_kept' parameters of {owner} must be numbers. Got "
+                f"{self.sparsity!r} and {self.min_kept!r} instead."
+            )
+        method = self._method()
+        if sparsity is not None:
+            method = replace(method, sparsity=sparsity, refit=False)
+        selection = self._selection(model)
+        given = None
+        if self._uses_data(method, data):
+            given = Calibration.observed(
+                calibration.batches(owner, data, model),
+                model,
+                selection.sites,
+                memory=self.calibration_memory,
+                max_positions=self.max_positions,
+                random_state=self.random_state,
+            )
+        return PruningFit(owner, model, selection, method, given, self.device, self.verbose)
 
     def _choose(self, weight: Tensor, n_kept: int) -> Tensor:
         """Which values stay of a weight that was not fitted, by a criterion without data."""

@@ -225,16 +225,14 @@ class PruningFit:
         return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
 
 
-def zeros(model: nn.Module, plan: Plan, itemsize: int) -> Zeros:
-    """Count what pruning does to a whole model.
-
-    itemsize : bytes of one number of the weights
-    """
+def zeros(model: nn.Module, plan: Plan) -> Zeros:
+    """Count what pruning does to a whole model."""
     rows = [(row, row.nonzeros) for row in plan if row.nonzeros is not None]
     weights = sum(row.after for row, _ in rows)
     before, after = (sum(pair[i] for _, pair in rows) for i in (0, 1))
-    n_bytes = count_bytes(model)
-    nonzeros = count_nonzeros(model)
+    n_bytes, nonzeros = count_bytes(model), count_nonzeros(model)
+    # Of a model in several precisions: as if all were in that of its first parameter.
+    itemsize = next((p.itemsize for p in model.parameters()), 0)
     spared = sum(row.before - row.after for row, _ in rows)
     packed = sum(-(-row.after // 8) + pair[1] * itemsize for row, pair in rows)
     return Zeros(
