@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,6 @@ from ..protocols import Metric
 from ..selection import Site
 from .calibrated import Calibration, noise, on
 from .factorizing import add_offset
-
-# Of the ridge, where outputs are regressed on drifted inputs: with less, layers of as many inputs
-# as there are samples learn the drift by heart.
-RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,13 @@ class StandIn:
 class InOrder(ABC):
     """Goes through a network in the order of execution; subclasses fit and replace its layers.
 
+    ridge : of the metrics of the goals, whose inputs have drifted: with less, layers of as many
+        inputs as there are samples learn the drift by heart
+
     Weights that several layers share, and look-ups, are replaced without being fitted.
     """
+
+    ridge: ClassVar[float] = 1e-2
 
     def __init__(self, calibration: Calibration, device: Any):
         self._calibration, self._device = calibration, device
@@ -103,7 +104,12 @@ class InOrder(ABC):
             power = moments.energy[g] if root is None else moments.energy[g] * root.square()
             metrics.append(
                 Metric(
-                    gram, cross, float(power.sum()), on(device, root), ridge=RIDGE, noise=rest[g]
+                    gram,
+                    cross,
+                    float(power.sum()),
+                    on(device, root),
+                    ridge=self.ridge,
+                    noise=rest[g],
                 )
             )
         means = given.inputs.to(device), given.outputs.to(device)

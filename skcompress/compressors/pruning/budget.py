@@ -9,18 +9,14 @@ from typing import Any
 
 from sklearn.base import clone
 
-from ... import registry
-from ...errors import AllocationKindError, MinKeptError
+from ...errors import MinKeptError
 from ...protocols import Prunable, SparsityAllocation
+from ..checks import allocation_of
 
 
 def sparsity_allocation(owner: str, given: Any) -> SparsityAllocation:
     """Make the allocation of a name, or copy the one given; refuse those of ranks."""
-    allocation = registry.make("allocations", given)
-    if not isinstance(allocation, SparsityAllocation):
-        known = [n for n in registry.names("allocations")
-                 if issubclass(registry.resolve("allocations", n), SparsityAllocation)]  # fmt: skip
-        raise AllocationKindError(owner, given, "zeros", known)
+    allocation = allocation_of(owner, given, SparsityAllocation, "zeros")
     return clone(allocation)  # type: ignore[no-any-return]
 
 

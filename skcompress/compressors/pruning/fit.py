@@ -36,6 +36,7 @@ class Method:
     pattern: tuple[int, int] | None
     min_kept: Any
     refit: bool
+    refit_rounds: int = 1
     class_weight: Any = None
 
     @property
@@ -164,9 +165,9 @@ class PruningFit:
         known = {one.name: one for one in pruned}
         if self.method.refit:
             assert self.calibration is not None
-            return Refit(known, self.calibration, self.device).run(
-                self.model, self.sites, self.verbose
-            )
+            method = self.method
+            refit = Refit(known, self.calibration, self.device, method.refit_rounds, method.pattern)
+            return refit.run(self.model, self.sites, self.verbose)
         if self.method.updates:
             self._update(known)
         return known

@@ -43,6 +43,12 @@ class Pruner(PruningCompressor):
         With data: fit the values that stay, layer after layer in order of execution, to give what
         the original network gave from what the pruned one is given; biases, or the means of a
         batch normalisation after the layer, take what is left.
+    refit_rounds : int, default=1
+        With `refit` and more than one round: the criterion and the allocation say how many values
+        of each weight stay, and which is decided layer by layer from what the pruned network gives
+        it. All values are fitted, those go that cost least after the others of their row make up
+        for them, what stays is fitted again, and so on in so many rounds. Closer outputs, for as
+        many times the work.
     min_kept : float or int, default=0.01
         The least share (float) or number (int) of values that stays in each weight.
     recalibrate_norm : bool or "auto", default="auto"
@@ -88,6 +94,7 @@ class Pruner(PruningCompressor):
         "allocation": [str, HasMethods("divide"), HasMethods("allocate")],
         "pattern": [None, str],
         "refit": ["boolean"],
+        "refit_rounds": [Interval(Integral, 1, None, closed="left")],
         "recalibrate_norm": ["boolean", StrOptions({"auto"})],
         "class_weight": [None, dict, list, tuple],
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
@@ -103,6 +110,7 @@ class Pruner(PruningCompressor):
         allocation: Any = "global",
         pattern: str | None = None,
         refit: bool = False,
+        refit_rounds: int = 1,
         min_kept: Any = 0.01,
         recalibrate_norm: Any = "auto",
         class_weight: Any = None,
@@ -119,6 +127,7 @@ class Pruner(PruningCompressor):
         self.allocation = allocation
         self.pattern = pattern
         self.refit = refit
+        self.refit_rounds = refit_rounds
         self.min_kept = min_kept
         self.recalibrate_norm = recalibrate_norm
         self.class_weight = class_weight
@@ -139,5 +148,6 @@ class Pruner(PruningCompressor):
             parse_pattern(owner, self.pattern),
             self.min_kept,
             self.refit,
+            self.refit_rounds,
             self.class_weight,
         )
