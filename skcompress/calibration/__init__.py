@@ -4,7 +4,7 @@
 `Statistics` by the name of the weight, `stream` the same piece by piece; `Lockstep` sets what
 a layer is given in one network against what it gave in another. `output_moments` says how
 much the network's outputs react to each weight's, and `Reference` how far other models' outputs
-are from those of one.
+are from those of one. `weight_gradients` says how much they react to single numbers of a weight.
 """
 
 from .anchored import Anchored
@@ -18,6 +18,7 @@ from .lockstep import Lockstep
 from .norm_statistics import estimated
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
+from .weight_gradients import weight_gradients
 
 __all__ = [
     "Anchored",
@@ -42,4 +43,5 @@ __all__ = [
     "output_moments",
     "same_randomness",
     "stream",
+    "weight_gradients",
 ]

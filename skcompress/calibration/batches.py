@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -30,11 +30,14 @@ class Batch:
     """Arguments for one forward.
 
     mask : (batch, sequence), False at padding; from a dict's "attention_mask"
+    labels : (batch,) int64, the class of each input, where the data says it: integers as the
+        second item of a tuple, or a dict's "labels"
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mask: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,25 @@ class Batches:
 
     def _batch(self, number: int, raw: Any) -> Batch:
         # A packed sequence is a tuple to Python.
+        labels = None
         if isinstance(raw, tuple | list) and raw and not isinstance(raw, PackedSequence):
+            labels = self._labels(raw[1]) if len(raw) > 1 else None
             raw = raw[0]
         if isinstance(raw, _INPUTS):
-            return Batch((self._input(number, "the input", raw),), {})
+            return Batch((self._input(number, "the input", raw),), {}, labels=labels)
         if isinstance(raw, Mapping):
-            return self._keywords(number, raw)
+            labels = self._labels(raw.get("labels")) if labels is None else labels
+            return replace(self._keywords(number, raw), labels=labels)
         raise BatchTypeError(self.owner, number, f"a {type(raw).__name__}")
+
+    def _labels(self, value: Any) -> Tensor | None:
+        """Classes, one for each input; None where a value is anything else."""
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            value = torch.tensor(value.astype(np.int64))
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            return None
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        return value.detach().to(self.device, torch.int64) if whole else None
 
     def _keywords(self, number: int, raw: Mapping[Any, Any]) -> Batch:
         kwargs = {
