@@ -373,6 +373,13 @@ class CalibrationValueError(SkcompressError, ValueError):
         super().__init__(f"{parameter} of the calibration must be {rule}; got {received!r}")
 
 
+class SampleWeightError(SkcompressError, ValueError):
+    """Weights of samples or of classes that do not fit the data."""
+
+    def __init__(self, owner: str, parameter: str, why: str):
+        super().__init__(f"{parameter} of {owner} {why}")
+
+
 class MissingDataError(SkcompressError, ValueError):
     """A setting that needs data, without data."""
 

@@ -4,11 +4,11 @@
 `Statistics` by the name of the weight, `stream` the same piece by piece; `Lockstep` sets what
 a layer is given in one network against what it gave in another. `output_moments` says how
 much the network's outputs react to each weight's, and `Reference` how far other models' outputs
-are from those of one.
+are from those of one. `weighted` makes some samples count more than others.
 """
 
 from .anchored import Anchored
-from .batches import Batch, Batches, batches, device_of
+from .batches import Batch, Batches, batches, device_of, n_samples
 from .borrowed import observer, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
@@ -18,6 +18,7 @@ from .lockstep import Lockstep
 from .norm_statistics import estimated
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
+from .weighting import class_weights, weighted
 
 __all__ = [
     "Anchored",
@@ -29,6 +30,7 @@ __all__ = [
     "Reference",
     "Statistics",
     "batches",
+    "class_weights",
     "collect",
     "device_of",
     "divergence",
@@ -37,9 +39,11 @@ __all__ = [
     "foldable",
     "following",
     "kfac_energy",
+    "n_samples",
     "observer",
     "output_errors",
     "output_moments",
     "same_randomness",
     "stream",
+    "weighted",
 ]
