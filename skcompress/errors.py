@@ -59,7 +59,7 @@ class PluginLoadError(SkcompressError, ImportError):
 class PluginTypeError(SkcompressError, TypeError):
     """A plugin, or an instance, that is not what its kind asks for."""
 
-    def __init__(self, kind: str, received: object, expected: type):
+    def __init__(self, kind: str, received: object, expected: tuple[type, ...]):
         what = (
             f"the class {received.__qualname__}"
             if isinstance(received, type)
@@ -70,10 +70,8 @@ class PluginTypeError(SkcompressError, TypeError):
             if isinstance(received, type) and issubclass(received, expected)
             else ""
         )
-        super().__init__(
-            f"{kind} must be names or instances of "
-            f"{expected.__module__}.{expected.__qualname__}; got {what}{hint}"
-        )
+        known = " or ".join(f"{e.__module__}.{e.__qualname__}" for e in expected)
+        super().__init__(f"{kind} must be names or instances of {known}; got {what}{hint}")
 
 
 class NotInstalledError(SkcompressError, RuntimeError):
@@ -397,4 +395,53 @@ class CalibratedWeightError(SkcompressError, ValueError):
         super().__init__(
             f"the weight of layer {layer!r} is not the one that was fitted, and factors found "
             "with data are good for that one only: fit again, on this model, with data"
+        )
+
+
+# --- pruning ---------------------------------------------------------------------------
+
+
+class CriterionValueError(SkcompressError, ValueError):
+    """A parameter of a criterion that has no meaning."""
+
+    def __init__(self, owner: str, parameter: str, rule: str, received: object):
+        super().__init__(f"{parameter} of {owner} must be {rule}; got {received!r}")
+
+
+class AllocationValueError(SkcompressError, ValueError):
+    """A parameter of an allocation that has no meaning."""
+
+    def __init__(self, owner: str, parameter: str, rule: str, received: object):
+        super().__init__(f"{parameter} of {owner} must be {rule}; got {received!r}")
+
+
+class AllocationKindError(SkcompressError, TypeError):
+    """An allocation of ranks where one of zeros is needed, or the other way round."""
+
+    def __init__(self, owner: str, received: object, wanted: str, known: Sequence[str]):
+        listed = ", ".join(map(repr, known))
+        super().__init__(
+            f"allocation of {owner} must be one that divides {wanted}; got {received!r}, which "
+            f"does not. Known: {listed}"
+        )
+
+
+class ScoreError(SkcompressError, ValueError):
+    """Scores of a criterion that nothing can be chosen by."""
+
+    def __init__(self, layer: str, criterion: str, what: str):
+        super().__init__(
+            f"{criterion} gives the weight of layer {layer!r} {what}: check the criterion and the "
+            f"data, or leave the layer out with exclude=[{layer!r}]"
+        )
+
+
+class MinKeptError(SkcompressError, ValueError):
+    """More values that are to stay in each weight than the sparsity leaves."""
+
+    def __init__(self, owner: str, min_kept: object, sparsity: float, least: int, total: int):
+        most = math.floor((1 - least / total) * 1e4) / 1e4
+        super().__init__(
+            f"min_kept={min_kept!r} of {owner} keeps {least:,} of {total:,} values, more than "
+            f"sparsity={sparsity:g} leaves: lower min_kept, or ask for sparsity <= {most:g}"
         )

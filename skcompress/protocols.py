@@ -1,17 +1,17 @@
 """What a plugin must write, and the records that pass between the parts.
 
-A plugin package subclasses one of `Decomposition`, `Allocation`, `Regularizer` or
-`Criterion`, and names it in the entry-point group of that kind. `docs/plugins.md` takes
-an author from an empty folder to a tested package.
+A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
+`Regularizer`, `Criterion` or `DataCriterion`, or `Compressor`, and names it in the entry-point
+group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested package.
 """
 
 from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -445,8 +445,114 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
 
 
 class Criterion(BaseEstimator, ABC):
-    """Says how much each single number of a weight matters; used by pruners."""
+    """Says how much each single number of a weight matters; used by pruners.
+
+    It sees tensors, never modules. `weight` is a finite float32 or float64 tensor without
+    gradient, possibly non-contiguous, and is never changed. A subclass with randomness takes a
+    `random_state` parameter.
+    """
 
     @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:
-        """Give non-negative importances of the shape of `weight`; the least go first."""
+        """Give non-negative importances of the shape of `weight`, (out, in, *kernel).
+
+        The least go first; under a budget of the whole model, those of all weights compete.
+        """
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What calibration data says of one weight (out, in, *kernel), n = in * kernel.
+
+    Only what a criterion asks for by `needs` is there; the rest is None.
+
+    gram : float64 Tensor (n, n), E[x x^T] of the inputs that the weight is applied to, in the
+        order of its memory; None for an embedding, which is looked up
+    lookups : Tensor (out,), with "gram": the mean number of times that a position of the data
+        looks up each row of an embedding; None for a weight that is multiplied with inputs
+    gradient : Tensor of the weight's shape, E[dl/dw], where l is the log-likelihood of the
+        class that the network finds most probable, or half the squared norm of other outputs
+    fisher : Tensor of the weight's shape, E[(dl/dw)^2] for outputs drawn from the network's own
+        distribution: the diagonal of the Fisher information
+    relevance, positive_relevance : Tensors of the weight's shape, E[R], how much of the network's
+        output for the most probable class comes through each number of the weight, by the rules
+        "epsilon" and "positive" of `calibration.relevance`
+    """
+
+    gram: Tensor | None = None
+    lookups: Tensor | None = None
+    gradient: Tensor | None = None
+    fisher: Tensor | None = None
+    relevance: Tensor | None = None
+    positive_relevance: Tensor | None = None
+
+    def input_power(self, weight: Tensor) -> Tensor:
+        """Give E[x^2] of what each number of `weight` is multiplied with, to be broadcast to it."""
+        if self.gram is None:
+            assert self.lookups is not None
+            return self.lookups.to(weight).reshape(-1, *(1,) * (weight.dim() - 1))
+        return self.gram.diagonal().clamp(min=0).to(weight).reshape(weight.shape[1:])
+
+
+class DataCriterion(BaseEstimator, ABC):
+    """Says how much each single number of a weight matters, from what data says of it.
+
+    needs : fields of `Evidence`: "gram", "gradient", "fisher", "relevance", "positive_relevance"
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Names of the fields that `scores` and `updated` read."""
+
+    @abstractmethod
+    def scores(self, weight: Tensor, evidence: Evidence) -> Tensor:
+        """Give non-negative importances of the shape of `weight`, (out, in, *kernel)."""
+
+    def updated(self, weight: Tensor, evidence: Evidence, kept: Tensor) -> Tensor:
+        """Give the pruned weight: zero but where `kept` (of its shape, bool) is True.
+
+        Rewritten by criteria that change what is kept, to make up for what goes.
+        """
+        return weight * kept
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """One weight as an allocation of zeros sees it.
+
+    shape : (groups, out, in, *kernel)
+    least : how many of its numbers have to stay
+    scores : gives the criterion's importances, of this shape; the same ones at every call
+    weight : gives the values, of this shape
+    distortion : gives, for numbers of values kept, what the outputs of the network lose when the
+        others become zero, to second order; None unless asked for by `needs` with data
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    least: int
+    scores: Callable[[], Tensor]
+    weight: Callable[[], Tensor]
+    distortion: Callable[[Sequence[int]], Sequence[float]] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class SparsityAllocation(BaseEstimator, ABC):
+    """Divides a number of values that stay over the weights of a model.
+
+    needs : ("distortion",) where it uses that, which takes data
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
+        """Say how many values of each weight stay: from its `least` to its `size`.
+
+        n_kept : what they add up to, no less than all `least` and no more than all `size`
+        """

@@ -22,12 +22,13 @@ from .errors import (
     UnknownNameError,
 )
 
-KINDS: dict[str, type] = {
-    "decompositions": protocols.Decomposition,
-    "allocations": protocols.Allocation,
-    "regularizers": protocols.Regularizer,
-    "criteria": protocols.Criterion,
-    "compressors": protocols.Compressor,
+# Allocations divide ranks, or numbers of values that stay, or both; some criteria take data.
+KINDS: dict[str, tuple[type, ...]] = {
+    "decompositions": (protocols.Decomposition,),
+    "allocations": (protocols.Allocation, protocols.SparsityAllocation),
+    "regularizers": (protocols.Regularizer,),
+    "criteria": (protocols.Criterion, protocols.DataCriterion),
+    "compressors": (protocols.Compressor,),
 }
 
 
@@ -35,7 +36,7 @@ def names(kind: str) -> list[str]:
     """Names registered for a kind, sorted. Loads nothing.
 
     >>> names("allocations")
-    ['auto', 'energy', 'global', 'uniform']
+    ['auto', 'energy', 'erk', 'global', 'rd', 'sap', 'uniform']
     """
     return sorted({point.name for point in _entry_points(kind)})
 
@@ -80,7 +81,7 @@ def make(kind: str, name: object) -> Any:
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def _protocol(kind: str) -> type:
+def _protocol(kind: str) -> tuple[type, ...]:
     if kind not in KINDS:
         raise UnknownNameError("plugin kind", str(kind), sorted(KINDS))
     return KINDS[kind]

@@ -105,12 +105,20 @@ def check_patterns(parameter: str, patterns: Patterns, model: nn.Module) -> None
             raise SelectionError(parameter, pattern, [n for n in names if n != display_name("")])
 
 
-def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) -> Selection:
+def select(
+    model: nn.Module,
+    layers: Patterns = None,
+    exclude: Patterns = (),
+    *,
+    inside_factors: bool = False,
+) -> Selection:
     """Find the weights to work on.
 
     layers : names, glob patterns or module types to keep to; None for every layer.
         A container's name stands for what is inside it.
     exclude : the same, for what to leave alone
+    inside_factors : whether the layers that a low-rank compressor has put in are layers like
+        others; else what was factorised stays as it is
     """
     wanted, unwanted = as_patterns(layers), as_patterns(exclude)
     aliases = defaultdict(list)
@@ -119,10 +127,10 @@ def select(model: nn.Module, layers: Patterns = None, exclude: Patterns = ()) ->
 
     found = Selection()
     wholes: set[int] = set()
-    for name, module, kind, reason in _layers(model):
+    for name, module, kind, reason in _layers(model, inside_factors):
         if kind is None:
             found.order.append(join(name, ""))
-            found.left.append(_left(name, module, reason))
+            found.left.append(_left(name, module, reason, inside_factors))
             continue
         wholes.add(id(module))
         for slot in kind.slots(module):
@@ -145,7 +153,9 @@ def require_sites(owner: str, selection: Selection) -> None:
         raise NoLayerError(owner, [(left.name, left.reason) for left in selection.left])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None, str]]:
+def _layers(
+    model: nn.Module, inside_factors: bool
+) -> Iterator[tuple[str, nn.Module, LayerKind | None, str]]:
     """Every module that owns parameters, once: its kind, or None and why it is left.
 
     What is inside a layer that can be compressed belongs to that layer.
@@ -154,9 +164,9 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None
     for name, module in model.named_modules():
         if module in inside:
             continue
-        opaque = is_opaque(module)
+        opaque = is_opaque(module, inside_factors)
         kind = None if opaque else kind_of(module)
-        reason = why_left(module, kind)
+        reason = why_left(module, kind, inside_factors)
         if opaque or (kind and not reason):
             inside.update(module.modules())
         if reason:
@@ -188,8 +198,8 @@ def _type_name(module: nn.Module) -> str:
     return parametrize.type_before_parametrizations(module).__name__
 
 
-def _left(name: str, module: nn.Module, reason: str) -> Left:
-    held = module.parameters(recurse=is_opaque(module))
+def _left(name: str, module: nn.Module, reason: str, inside_factors: bool) -> Left:
+    held = module.parameters(recurse=is_opaque(module, inside_factors))
     parameters = [p for p in held if not isinstance(p, UninitializedParameter)]
     largest = max(parameters, key=lambda p: (p.dim(), p.numel()), default=None)
     shape = () if largest is None else tuple(largest.shape)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import BudgetError
-from ..protocols import Allocation, Choice, Layer
+from ..protocols import Allocation, Choice, Layer, Prunable, SparsityAllocation
+from ..ranking import numbers_kept
 from .options import Options, frontier, pooled_options
 
 # Partial solutions carried from layer to layer. With fewer than this the result is
@@ -15,14 +16,17 @@ from .options import Options, frontier, pooled_options
 _BEAM = 1000
 
 
-class GlobalBudget(Allocation):
-    """The whole model keeps at most the fraction `rank` of its parameters.
+class GlobalBudget(Allocation, SparsityAllocation):
+    """One budget for the whole model: of parameters, or of values that are not zero.
 
-    Minimises the sum over layers of the relative energy lost, times the layer's importance,
-    subject to the total of stored numbers: a multiple-choice knapsack, solved by a Lagrangian
-    bound and dynamic programming over what the bound leaves. Which of several ways of cutting
-    a weight, which rank, or dense, is all one choice. Untrained weights have flat spectra, and
-    the optimum then often leaves some layers dense and cuts others to almost nothing.
+    Of ranks: minimises the sum over layers of the relative energy lost, times the layer's
+    importance, subject to the total of stored numbers: a multiple-choice knapsack, solved by a
+    Lagrangian bound and dynamic programming over what the bound leaves. Which of several ways of
+    cutting a weight, which rank, or dense, is all one choice. Untrained weights have flat
+    spectra, and the optimum then often leaves some layers dense and cuts others to almost nothing.
+
+    Of values that stay: those with the largest scores of all, but for the least number of each
+    weight.
     """
 
     def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
@@ -34,11 +38,27 @@ class GlobalBudget(Allocation):
         if smallest > budget:
             hint = "or shrink what is left out too"
             raise BudgetError(rank, (smallest + n_fixed) / n_total, "the model", hint)
-        positions = divide(options, budget)
+        positions = knapsack(options, budget)
         return [o.choice(p) for o, p in zip(options, positions, strict=True)]
 
+    def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
+        counts: dict[int, int] = {}
+        open_ = list(range(len(weights)))
+        # What gets its least leaves fewer values for the others, which may bring more to theirs.
+        while open_:
+            left = n_kept - sum(counts.values())
+            found = numbers_kept([weights[i].scores for i in open_], left)
+            short = {i: weights[i].least for i, n in zip(open_, found, strict=True)
+                     if n < weights[i].least}  # fmt: skip
+            if not short:
+                counts.update(zip(open_, found, strict=True))
+                break
+            counts.update(short)
+            open_ = [i for i in open_ if i not in short]
+        return [counts[i] for i in range(len(weights))]
 
-def divide(options: Sequence[Options], budget: int) -> list[int]:
+
+def knapsack(options: Sequence[Options], budget: int) -> list[int]:
     """Choose one option per layer: least summed error at a summed cost within `budget`.
 
     options : frontiers (ascending cost, falling error) of which the cheapest fit together

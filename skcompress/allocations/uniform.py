@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import BudgetError
-from ..protocols import Allocation, Choice, Layer
+from ..protocols import Allocation, Choice, Layer, Prunable, SparsityAllocation
 from .options import least_error, pooled_options
+from .shares import in_proportion
 
 
-class Uniform(Allocation):
-    """Every layer keeps at most the fraction `rank` of its own weights.
+class Uniform(Allocation, SparsityAllocation):
+    """Every layer keeps at most the fraction `rank` of its own weights, or the same share of zeros.
 
     Simple and predictable, but it ruins small layers: prefer "global". A layer that no
     rank makes smaller stays dense; one that can shrink, but not that far, is an error.
@@ -31,3 +32,6 @@ class Uniform(Allocation):
                 raise BudgetError(rank, smallest, f"layer {layer.name!r}", hint)
             choices.append(options.choice(position))
         return choices
+
+    def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
+        return in_proportion(weights, [weight.size for weight in weights], n_kept)

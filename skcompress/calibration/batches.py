@@ -31,8 +31,8 @@ class Batch:
     """Arguments for one forward.
 
     mask : (batch, sequence), False at padding; from a dict's "attention_mask"
-    labels : the second item of a tuple or list, or "labels" of a dict, on the model's device;
-        None where there is none that is a tensor or an array
+    labels : (batch,) int64, the class of each input, where the data says it: integers as the
+        second item of a tuple, or a dict's "labels"
     weights : float32 (batch,), how much each sample counts in moments; None for alike
     """
 
@@ -69,7 +69,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         number, n_before = -1, 0
         for number, raw in enumerate(self._raw()):
-            batch = replace(self._batch(number, raw), labels=self._labels(raw))
+            batch = self._batch(number, raw)
             if self.weigh is not None:
                 batch = replace(batch, weights=self.weigh(batch, n_before))
                 n_before += n_samples(batch)
@@ -85,23 +85,25 @@ class Batches:
 
     def _batch(self, number: int, raw: Any) -> Batch:
         # A packed sequence is a tuple to Python.
+        labels = None
         if isinstance(raw, tuple | list) and raw and not isinstance(raw, PackedSequence):
+            labels = self._labels(raw[1]) if len(raw) > 1 else None
             raw = raw[0]
         if isinstance(raw, _INPUTS):
-            return Batch((self._input(number, "the input", raw),), {})
+            return Batch((self._input(number, "the input", raw),), {}, labels=labels)
         if isinstance(raw, Mapping):
-            return self._keywords(number, raw)
+            labels = self._labels(raw.get("labels")) if labels is None else labels
+            return replace(self._keywords(number, raw), labels=labels)
         raise BatchTypeError(self.owner, number, f"a {type(raw).__name__}")
 
-    def _labels(self, raw: Any) -> Tensor | None:
-        found = None
-        if isinstance(raw, tuple | list) and len(raw) > 1 and not isinstance(raw, PackedSequence):
-            found = raw[1]
-        elif isinstance(raw, Mapping):
-            found = raw.get("labels")
-        if isinstance(found, np.ndarray) and found.dtype.kind in "iufb":
-            found = torch.tensor(np.ascontiguousarray(found))
-        return found.detach().to(self.device) if isinstance(found, Tensor) else None
+    def _labels(self, value: Any) -> Tensor | None:
+        """Classes, one for each input; None where a value is anything else."""
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            value = torch.tensor(value.astype(np.int64))
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            return None
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        return value.detach().to(self.device, torch.int64) if whole else None
 
     def _keywords(self, number: int, raw: Mapping[Any, Any]) -> Batch:
         kwargs = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from ..errors import CalibrationValueError, NonFiniteGradientError
 from ..factorized import LayerKind, kind_of
 from ..selection import Site
+from .backward import differentiable, prepared, score
 from .batches import Batches, device_of
 from .borrowed import observer, same_randomness
 from .collect import forward, noting
 from .outputs import Form, checked_rows, form_of
 from .passes import GIB, by_module, check_settings, generator, passes
-from .statistics import MomentSum, piece_size
+from .statistics import MomentSum
 
 Watch = Callable[[Tensor], None]
 
@@ -100,15 +100,15 @@ def output_moments(
         groups, out, *_ = site.slot.shape
         return groups * (out**2 if whole(site) else out)
 
-    with _differentiable():
-        copy = _prepared(observer(model))
+    with differentiable():
+        copy = prepared(observer(model))
         visible = [site for site in sites if _visible(copy, site)]
     for part, bar in passes("gradients", visible, data, memory, size, verbose):
         sums = {
             site.name: _GradientSum(site, whole(site), max_positions, generator(seed, site.name))
             for site in part
         }
-        with bar, _differentiable(), same_randomness(device_of(copy)):
+        with bar, differentiable(), same_randomness(device_of(copy)):
             n_labels = _run(copy, part, sums, data, likelihood, draw, generator(seed, _LABELS), bar)
         while part:
             name = part.pop(0).name
@@ -176,28 +176,6 @@ class _GradientSum:
         return None if self._sum is None or not self._sum.count.any() else self._sum.gram
 
 
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    """Allow gradients, whatever the caller has switched off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def _prepared(copy: nn.Module) -> nn.Module:
-    """Make an observed copy fit for a backward pass in eval mode."""
-    for module in copy.modules():
-        # Hooks of the user's own on gradients, which these are not.
-        module._backward_hooks.clear()
-        module._backward_pre_hooks.clear()
-        if isinstance(module, nn.RNNBase):
-            # cuDNN has no backward pass of recurrent layers in eval mode.
-            module.training, module.dropout = True, 0.0
-        elif isinstance(module, nn.TransformerEncoder):
-            # Chosen where no parameter is trained, and without a backward pass.
-            module.enable_nested_tensor = module.use_nested_tensor = False  # type: ignore[assignment]
-    return copy
-
-
 def _visible(copy: nn.Module, site: Site) -> bool:
     """Whether the kind of some layer that uses the weight says what its outputs are."""
     kinds = [kind_of(copy.get_submodule(name)) for name, _ in site.users]
@@ -246,7 +224,7 @@ def _run(
                 result = forward(copy, number, batch, data.owner)
                 form = form or form_of(result, batch, likelihood)
                 rows = checked_rows(form, result, batch, number, data.owner)
-                drawn = _score(rows.detach(), form, draw, draws)
+                drawn = score(rows.detach(), form, draw, draws)
                 n_labels += len(rows)
                 if rows.requires_grad:
                     torch.autograd.grad(rows, anchor, drawn, allow_unused=True)
@@ -255,37 +233,3 @@ def _run(
         for handle in hooks:
             handle.remove()
     return max(1, n_labels)
-
-
-def _score(rows: Tensor, form: Form, draw: str, generator: torch.Generator) -> Tensor:
-    """Random gradients of the log-likelihood at each row of outputs.
-
-    Their second moment is the Fisher information of the output's distribution: the identity
-    for values, diag(p) - p p^T for logits.
-    """
-    if form.axis is None:
-        return torch.randn(rows.shape, generator=generator).to(rows)
-    score = torch.empty_like(rows)
-    n_rows = max(1, piece_size(rows.device) // rows.shape[1])
-    for one, result in zip(rows.split(n_rows), score.split(n_rows), strict=True):
-        p = one.double().softmax(-1)
-        result.copy_(_by_label(p, generator) if draw == "labels" else _by_signs(p, generator))
-    return score
-
-
-def _by_label(p: Tensor, generator: torch.Generator) -> Tensor:
-    # Numbers from the CPU's generator are the same on every device.
-    uniform = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
-    cumulated = p.cumsum(-1)
-    last = cumulated[:, -1:]
-    # Below the last value and to the right of equal ones: no class without probability.
-    goal = (uniform * last).minimum(last.nextafter(torch.zeros_like(last)))
-    label = torch.searchsorted(cumulated, goal, right=True)
-    return (-p).scatter_add_(1, label, torch.ones_like(goal))
-
-
-def _by_signs(p: Tensor, generator: torch.Generator) -> Tensor:
-    """(diag(sqrt p) - p sqrt(p)^T) times random signs."""
-    signs = torch.randint(2, p.shape, generator=generator, dtype=torch.int8).to(p.device)
-    signed = p.sqrt() * (2 * signs - 1)
-    return signed - p * signed.sum(-1, keepdim=True)

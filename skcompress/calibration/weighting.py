@@ -23,7 +23,7 @@ def weighted(data: Batches, class_weight: Any = None, sample_weight: Any = None)
         it does not have
     sample_weight : array (n,) of non-negative weights, in the order in which the data is read
 
-    The two are multiplied. Labels are `Batch.labels`, one of an integer type for each sample.
+    The two are multiplied. Labels are `Batch.labels`.
 
     >>> from skcompress.calibration import batches
     >>> model = torch.nn.Linear(3, 2)
@@ -74,15 +74,13 @@ def _labels(owner: str, batch: Batch) -> Tensor:
     labels, n = batch.labels, n_samples(batch)
     if labels is None:
         why = (
-            "needs labels: pass batches (inputs, labels), or dicts with an item 'labels', such as "
-            "DataLoader(TensorDataset(inputs, labels), batch_size=64)"
+            "needs labels, an integer for each sample: pass batches (inputs, labels), or dicts with "
+            "an item 'labels', such as DataLoader(TensorDataset(inputs, labels), batch_size=64)"
         )
         raise SampleWeightError(owner, "class_weight", why)
-    if labels.is_floating_point() or labels.shape != (n,):
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise SampleWeightError(
-            owner, "class_weight", f"needs one integer label for each of {n} samples; got {found}"
-        )
+    if len(labels) != n:
+        why = f"needs one label for each of {n} samples; got {len(labels)}"
+        raise SampleWeightError(owner, "class_weight", why)
     return labels
 
 

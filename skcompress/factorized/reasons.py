@@ -13,14 +13,16 @@ _SMALLEST_NUMBER = 2
 _NOT_INITIALISED = "not initialised: run one batch through the model first"
 
 
-def is_opaque(module: nn.Module) -> bool:
+def is_opaque(module: nn.Module, inside_factors: bool = False) -> bool:
     """Whether a module stays with all that is inside it."""
-    return isinstance(module, Factorized | torch.jit.ScriptModule)
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    return isinstance(module, Factorized) and not inside_factors
 
 
-def why_left(module: nn.Module, kind: LayerKind | None) -> str | None:
+def why_left(module: nn.Module, kind: LayerKind | None, inside_factors: bool = False) -> str | None:
     """Say why a module of this kind, or of none, stays; None if it need not, or owns nothing."""
-    if isinstance(module, Factorized):
+    if isinstance(module, Factorized) and not inside_factors:
         return "already factorised"
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by TorchScript: compress the module that it was made from"

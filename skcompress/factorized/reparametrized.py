@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -107,3 +108,29 @@ def cached_results(model: nn.Module) -> dict[object, object]:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+
+
+def make_plain(module: nn.Module) -> None:
+    """Store the weight of a layer, in place, as the parameter `weight` with its present values."""
+    if computed_names(module) == []:
+        return
+    parameters = weight_parameters(module)
+    value = weight_reader(module)().detach().clone()
+    hook = _hook(module)
+    if hook is None:
+        with torch.no_grad():
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        del module.weight
+    else:
+        for held in (module._forward_pre_hooks, module._state_dict_hooks,
+                     module._load_state_dict_pre_hooks):  # fmt: skip
+            for key, found in list(held.items()):
+                # Those that translate old files point to the hook that they go with.
+                if found is hook or getattr(found, "fn", None) is hook:
+                    del held[key]
+        for suffix in _SUFFIXES:
+            module._parameters.pop("weight" + suffix, None)
+            module._buffers.pop("weight" + suffix, None)
+        module.__dict__.pop("weight", None)
+    trained = any(p.requires_grad for p in parameters)
+    module.register_parameter("weight", nn.Parameter(value, requires_grad=trained))

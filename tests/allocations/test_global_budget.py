@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from skcompress.allocations.global_budget import GlobalBudget, divide, lower_hull
+from skcompress.allocations.global_budget import GlobalBudget, knapsack, lower_hull
 from skcompress.allocations.options import Options, frontier, pooled_options
 from skcompress.errors import BudgetError
 from skcompress.protocols import Curve, Layer
@@ -103,5 +103,5 @@ def test_hull_lies_below_every_option():
 
 def test_divide_takes_the_best_of_a_layer_alone():
     options = Options(np.array([2, 5, 9]), np.array([0.9, 0.4, 0.0]), np.zeros(3), np.arange(3))
-    assert divide([options], 6) == [1]
-    assert divide([options], 9) == [2]
+    assert knapsack([options], 6) == [1]
+    assert knapsack([options], 9) == [2]

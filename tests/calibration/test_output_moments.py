@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skcompress.calibration import batches, divergence, kfac_energy, output_moments
-from skcompress.calibration.gradients import _score
+from skcompress.calibration.backward import score as draw_score
 from skcompress.calibration.outputs import Form
 from skcompress.errors import CalibrationValueError, NonFiniteGradientError, NonFiniteOutputError
 from skcompress.factorized import kind_of
@@ -65,7 +65,7 @@ def known_labels(monkeypatch):
     def score(rows, form, draw, generator):
         return random(*rows.shape, seed=5, dtype=rows.dtype)
 
-    monkeypatch.setattr("skcompress.calibration.gradients._score", score)
+    monkeypatch.setattr("skcompress.calibration.gradients.score", score)
     return lambda *shape: random(*shape, seed=5)
 
 
@@ -188,7 +188,7 @@ def test_signs_say_more_than_labels_where_the_model_is_sure():
 def test_no_label_is_a_class_without_probability(monkeypatch, uniform):
     rows = torch.tensor([[-torch.inf, 1.0, 1.0, -torch.inf], [3.0, -torch.inf, 3.0, 3.0]])
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, uniform).double())
-    score = _score(rows, Form(1), "labels", torch.Generator())
+    score = draw_score(rows, Form(1), "labels", torch.Generator())
     assert torch.equal(score.argmax(1), torch.tensor([1, 0] if uniform == 0 else [2, 3]))
     assert (score == 0).equal(rows.isinf())
 

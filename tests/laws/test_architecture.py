@@ -15,18 +15,18 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "unfolding"},
+    {"errors", "linalg", "ranking", "supported", "unfolding"},
     {"protocols"},
-    {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
-     "plan"},
+    {"registry", "factorized", "decompositions", "allocations", "regularizers", "criteria",
+     "metrics", "plan"},
     {"selection"},
     {"calibration"},
     {"compressors", "penalties"},
     {"testing", "training", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
-PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers"}
-OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "unfolding"}
+PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
+OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "ranking", "supported", "unfolding"}
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
 

@@ -1,0 +1,1 @@
+"""What says how much each number of a weight matters, one per file."""

@@ -1,0 +1,141 @@
+"""The largest of very many numbers, by selection: counting bit patterns instead of sorting.
+
+Non-negative floats are ordered as the integers that their bits spell. A histogram of the upper
+bits says in which bin the wanted number lies, another one of the lower bits within that bin which
+it is: exact, in two passes over float32 values, at the speed of memory. Sorting the weights of a
+model of a hundred million would take half a minute, and as much memory again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Bits counted in one pass.
+_DIGIT = 16
+# Values above which a sum is read off a histogram instead of from all of them, sorted.
+_MANY = 1 << 16
+# Bits of float32 that such a histogram leaves out: bins are 2^-12 of a value wide.
+_BELOW = 11
+
+Values = Callable[[], Tensor]
+
+
+def numbers_kept(parts: Sequence[Values], n_kept: int) -> list[int]:
+    """How many values of each part are among the `n_kept` largest of all.
+
+    parts : each gives non-negative float values, the same at every call; it is called twice, and
+        only one part is held at a time. They are compared in float32; of equal values those of
+        earlier parts are taken.
+    """
+    if n_kept <= 0:
+        return [0] * len(parts)
+    found = _select([_Bits(part) for part in parts], 32, n_kept)
+    missing = n_kept - sum(found.above)
+    counts = []
+    for above, equal in zip(found.above, found.equal, strict=True):
+        taken = min(equal, missing)
+        missing -= taken
+        counts.append(above + taken)
+    return counts
+
+
+def keep_largest(values: Tensor, n_kept: int) -> Tensor:
+    """Mark the `n_kept` largest of non-negative float values, as a bool tensor of their shape.
+
+    Of values equal to the least that is kept, those marked are spread evenly over all of them.
+    """
+    if not 0 < n_kept < values.numel():
+        return torch.full_like(values, n_kept > 0, dtype=torch.bool)
+    bits = _bits(values.to(torch.promote_types(values.dtype, torch.float32)))
+    found = _select([lambda: bits], 8 * bits.itemsize, n_kept)
+    missing, n_equal = n_kept - found.above[0], found.equal[0]
+    if missing == n_equal:
+        return (bits >= found.threshold).reshape(values.shape)
+    kept = bits > found.threshold
+    equal = (bits == found.threshold).nonzero()[:, 0]
+    kept[equal[torch.arange(missing, device=bits.device) * n_equal // missing]] = True
+    return kept.reshape(values.shape)
+
+
+def relative(values: Tensor) -> Tensor:
+    """Divide each of non-negative values by the sum of those that are not smaller than it.
+
+    Gives values in [0, 1] in the same order, the largest of which is 1; of equal ones, later ones
+    count as larger. Of more than 65,536 float32 values the sums are read off a histogram with
+    bins of 1/4096 of a value: those in one bin have half of it in their sum, so that the
+    largest comes out below 1 where several are as large.
+    """
+    flat = values.reshape(-1)
+    if not float(flat.max()) > 0:
+        return torch.zeros_like(values)
+    if len(flat) > _MANY and values.dtype == torch.float32:
+        return _relative_by_bins(flat).reshape(values.shape)
+    ordered, order = flat.sort(stable=True)
+    sums = ordered.to(torch.float64).flip(0).cumsum(0).flip(0)
+    shares = torch.where(ordered > 0, ordered / sums, torch.zeros_like(sums))
+    result = torch.empty_like(flat)
+    result[order] = shares.to(flat.dtype)
+    return result.reshape(values.shape)
+
+
+def _relative_by_bins(flat: Tensor) -> Tensor:
+    bins = _bits(flat).bitwise_right_shift_(_BELOW)
+    first, last = (int(end) for end in bins.aminmax())
+    bins -= first
+    own = torch.bincount(bins, weights=flat, minlength=last - first + 1).double()
+    above = own.flip(0).cumsum(0).flip(0) - own
+    # Upper ends of the bins.
+    ends = torch.arange(first + 1, last + 2, dtype=torch.int32, device=flat.device) << _BELOW
+    # Of a value alone in its bin the sum has all of it; of several, all but half of the others.
+    sums = above + (own + torch.minimum(own, ends.view(torch.float32).double())) / 2
+    return flat * sums.reciprocal().to(torch.float32).index_select(0, bins)
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Bits of non-negative floats as integers in the same order, flat."""
+    # Of a negative zero the integer would be the least of all.
+    return values.abs().reshape(-1).view(torch.int64 if values.itemsize == 8 else torch.int32)
+
+
+class _Bits:
+    """Bits of what a part gives, as float32."""
+
+    def __init__(self, part: Values):
+        self._part = part
+
+    def __call__(self) -> Tensor:
+        return _bits(self._part().float())
+
+
+class _Selected(NamedTuple):
+    """The n-th largest of all numbers, and how many of each part are above and equal to it."""
+
+    threshold: int
+    above: list[int]
+    equal: list[int]
+
+
+def _select(parts: Sequence[Values], n_bits: int, n: int) -> _Selected:
+    """Find the n-th largest of non-negative integers of `n_bits` bits; 1 <= n <= their number."""
+    above, equal = [0] * len(parts), [0] * len(parts)
+    prefix = 0
+    for shift in range(n_bits - _DIGIT, -1, -_DIGIT):
+        counts = []
+        for part in parts:
+            bits = part()
+            if shift < n_bits - _DIGIT:
+                bits = bits[bits >> (shift + _DIGIT) == prefix]
+            digits = (bits >> shift) & ((1 << _DIGIT) - 1)
+            # Those of many parts are held at the same time.
+            counts.append(torch.bincount(digits, minlength=1 << _DIGIT).to(torch.int32).cpu())
+        total = sum(counts, torch.zeros(1 << _DIGIT, dtype=torch.int64))
+        not_below = total.flip(0).cumsum(0).flip(0)
+        digit = int((not_below >= n - sum(above)).nonzero()[-1])
+        above = [more + int(c[digit + 1 :].sum()) for more, c in zip(above, counts, strict=True)]
+        equal = [int(c[digit]) for c in counts]
+        prefix = prefix << _DIGIT | digit
+    return _Selected(prefix, above, equal)
