@@ -74,8 +74,8 @@ def _labels(owner: str, batch: Batch) -> Tensor:
     labels, n = batch.labels, n_samples(batch)
     if labels is None:
         why = (
-            "needs labels, an integer for each sample: pass batches (inputs, labels), or dicts with "
-            "an item 'labels', such as DataLoader(TensorDataset(inputs, labels), batch_size=64)"
+            "needs labels, an integer for each sample: pass batches (inputs, labels), or dicts "
+            "with an item 'labels', such as DataLoader(TensorDataset(inputs, labels), batch_size=64)"
         )
         raise SampleWeightError(owner, "class_weight", why)
     if len(labels) != n:

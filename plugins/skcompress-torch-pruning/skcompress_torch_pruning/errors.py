@@ -52,3 +52,14 @@ class LabelError(SkcompressError, ValueError):
             f"{owner}: {why}. Labels are the second item of a batch that is a tuple or list, "
             "(inputs, labels), or the item 'labels' of one that is a dict"
         )
+
+
+class NoInputsError(SkcompressError, ValueError):
+    """No data, without which no forward can be looked at."""
+
+    def __init__(self, owner: str):
+        super().__init__(
+            f"{owner} reads off a forward which channels depend on each other: pass inputs as the "
+            "second argument, fit(model, data). One batch will do for criteria that look at weights "
+            "alone; 'merge', 'taylor', 'lrp' and refit want a few hundred inputs"
+        )

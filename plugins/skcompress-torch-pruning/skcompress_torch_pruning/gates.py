@@ -8,36 +8,44 @@ unit goes for this sample: the sum over positions of activation times gradient.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skcompress.calibration import Batch, Batches, device_of, n_samples, same_randomness
+from skcompress.calibration.backward import differentiable
 from skcompress.calibration.collect import noting
 
 from .groups import ChannelGroup, Member
 
 Goal = Callable[[Any, Batch, int], Tensor]
+Visit = Callable[[Batch, dict[str, Tensor]], None]
 
 
 def gate_gradients(
-    observed: nn.Module, groups: Sequence[ChannelGroup], data: Batches, goal: Goal
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Yield for each batch, by the name of the group, derivatives (samples, units), float32.
+    observed: nn.Module, groups: Sequence[ChannelGroup], data: Batches, goal: Goal, visit: Visit
+) -> None:
+    """Differentiate a goal by the gates of all groups, batch by batch.
 
-    observed : a copy in eval mode that may be changed, on whose parameters nothing depends
+    observed : a copy in eval mode that may be changed
     goal : gives from what the model gives, the batch and its number a scalar, a sum over samples
+    visit : is given the batch and, by the name of the group, derivatives (samples, units)
     """
     readers: dict[str, list[tuple[ChannelGroup, Member]]] = defaultdict(list)
     for group in groups:
         for member in group.readers:
             readers[member.layer].append((group, member))
     gates: dict[str, list[Tensor]] = defaultdict(list)
+    under_way: set[str] = set()
 
     def gate(layer: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # Rules of relevance call the layer again with what has passed the gate.
+            if layer in under_way:
+                return None
+            under_way.add(layer)
             x = args[0] if args else kwargs["input"]
             axis = -1 if isinstance(module, nn.Linear) else 1
             factors = torch.ones(len(x), x.shape[axis], dtype=x.dtype, device=x.device)
@@ -49,18 +57,19 @@ def gate_gradients(
 
         return hook
 
+    def done(layer: str) -> Callable[..., None]:
+        return lambda *_: under_way.discard(layer)
+
     hooks = [
         observed.get_submodule(name).register_forward_pre_hook(gate(name), with_kwargs=True)
         for name in readers
     ]
+    hooks += [observed.get_submodule(name).register_forward_hook(done(name)) for name in readers]
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            same_randomness(device_of(observed)),
-        ):
+        with differentiable(), same_randomness(device_of(observed)):
             for number, batch in enumerate(data):
                 gates.clear()
+                under_way.clear()
                 with noting("differentiated", number, batch, data.owner):
                     total = goal(observed(*batch.args, **batch.kwargs), batch, number)
                     flat = [(name, factors) for name, found in gates.items() for factors in found]
@@ -71,7 +80,7 @@ def gate_gradients(
                     if slope is not None:
                         part = _by_sample(slope.float(), n)
                         by_layer[name] = by_layer[name] + part if name in by_layer else part
-                yield batch, _by_unit(groups, by_layer)
+                visit(batch, _by_unit(groups, by_layer))
     finally:
         for hook in hooks:
             hook.remove()

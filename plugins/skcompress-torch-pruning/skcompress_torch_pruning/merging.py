@@ -84,7 +84,7 @@ class Reading:
             solved = torch.linalg.solve(rows[:, index], rows)  # ([H^-1]_cc)^-1 [H^-1]_c
             self.weight -= self.weight[:, index] @ solved
             self.inverse -= rows.mT @ solved
-            # Of what is gone nothing is left but rounding; a one keeps blocks of it invertible.
+            # Of what is gone nothing is left but rounding.
             self.inverse[index] = 0
             self.inverse[:, index] = 0
             self.weight[:, index] = 0
