@@ -41,7 +41,9 @@ class Closeness:
         other = copied(small)
         set_norms(other, norms)
         after = self._divergence(other)
-        if recalibrate is True or (after is not None and (divergence is None or after < divergence)):
+        if recalibrate is True or (
+            after is not None and (divergence is None or after < divergence)
+        ):
             return norms, after
         return {}, divergence
 

@@ -9,7 +9,7 @@ derivative, what the likelihood changes by when the channel goes (Molchanov et a
 makes it the diagonal of the Fisher information (Theis et al. 2018, arXiv 1801.05787).
 
 "lrp": the goal is the score of the labelled class, or of the most probable one; a channel scores the
-relevance that flows through it, by the rule alpha = 1, beta = 0 in all layers that mix channels
+size of the relevance that flows through it, by the rule alpha = 1, beta = 0 in all layers that mix channels
 (Yeom et al. 2021, "Pruning by explaining", arXiv 1912.08881).
 """
 
@@ -54,7 +54,7 @@ def taylor_scores(
 def relevance_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], data: Batches
 ) -> dict[str, Tensor]:
-    """Mean relevance of each unit, float64 (units,), by group."""
+    """Size of the mean relevance of each unit, float64 (units,), by group."""
     names = [name for name, layer in model.named_modules() if mixes(layer)]
     norms = foldable_norms(model, following(model, names, data))
     # Otherwise the shift of a normalisation takes relevance that is due to channels.
@@ -68,7 +68,9 @@ def relevance_scores(
             return rows.sign()
         return _ones(rows, rows.argmax(1) if classes is None else classes)
 
-    return _averaged(network, groups, data, direction, lambda relevance: relevance)
+    found = _averaged(network, groups, data, direction, lambda relevance: relevance)
+    # What speaks against a class is as much a part of what the network says of it.
+    return {name: relevance.abs() for name, relevance in found.items()}
 
 
 def _ones(rows: Tensor, classes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
+from torch import Tensor, nn
 
 from skcompress import calibration
 from skcompress.calibration import Batches, observer, weighted
@@ -77,10 +77,11 @@ class ChannelPruner(Compressor):
         Share or number of channels that each group keeps at least.
     round_to : int or None, default=None
         Keep a multiple of so many channels, where any go; hardware likes 8.
-    refit : bool or "auto", default="auto"
+    refit : bool, "all" or "auto", default="auto"
         Fit the layers that lost inputs to give what they gave, by least squares on the data, one
-        after another in order of execution, each from what the smaller network gives it. "auto":
-        with ``criterion="merge"``.
+        after another in order of execution, each from what the smaller network gives it. "all":
+        also linear layers and convolutions that lost none, which make up for what was lost before
+        them. "auto": "all" with ``criterion="merge"``, otherwise none.
     recalibrate_norm : bool or "auto", default="auto"
         Estimate mean and variance of batch normalisations anew on the data. "auto": where there are
         64 inputs or more and the outputs come closer by it.
@@ -111,7 +112,7 @@ class ChannelPruner(Compressor):
     Examples
     --------
     >>> import torch
-    >>> from torch import nn
+    >>> from torch import Tensor, nn
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(),
     ...                       nn.Linear(256, 10))
     >>> pruner = ChannelPruner(ratio=0.4, criterion="l2")
@@ -137,7 +138,7 @@ class ChannelPruner(Compressor):
             Interval(Real, 0, 1, closed="neither"), Interval(Integral, 1, None, closed="left"),
         ],
         "round_to": [None, Interval(Integral, 1, None, closed="left")],
-        "refit": ["boolean", StrOptions({"auto"})],
+        "refit": ["boolean", StrOptions({"auto", "all"})],
         "recalibrate_norm": ["boolean", StrOptions({"auto"})],
         "class_weight": [None, dict, StrOptions({"balanced"})],
         "num_heads": [None, dict],
@@ -216,7 +217,7 @@ class ChannelPruner(Compressor):
         data_in = weighted(batches, self.class_weight, sample_weight)
         steps = Steps(calibration.device_of(model))
         selection = select(model)
-        sites = {s.name: s for s in selection.sites if s.alone and mixes(s.modules[0])}
+        sites = {s.users[0][0]: s for s in selection.sites if s.alone and mixes(s.modules[0])}
 
         with steps("trace"):
             found, groups = self._groups(model, batches, selection)
@@ -239,8 +240,12 @@ class ChannelPruner(Compressor):
         gone = removal(chosen)
         resized = resizes(chosen)
         fits: dict[str, Fit] = {}
-        if self.refit is True or (self.refit == "auto" and self.criterion == "merge"):
-            readers = [sites[n] for n, (_, lost) in gone.items() if lost and n in sites]
+        refit = self.refit
+        if refit == "auto":
+            refit = "all" if self.criterion == "merge" else False
+        if refit:
+            everything = refit == "all"
+            readers = [s for n, s in sites.items() if everything or gone.get(n, ([], []))[1]]
             with steps("refit"):
                 fits = refitted(model, readers, gone, given, self.verbose)
         small = copied(model)
@@ -255,7 +260,8 @@ class ChannelPruner(Compressor):
         self.n_parameters_in_, self.n_parameters_out_ = map(count_parameters, (model, small))
         first = next(iter(batches))
         self.n_flops_in_, self.n_flops_out_ = (
-            count_flops(observer(network), *first.args, **first.kwargs) for network in (model, small)
+            count_flops(observer(network), *first.args, **first.kwargs)
+            for network in (model, small)
         )
         self.report_ = ChannelReport(
             self.plan_, self.n_parameters_in_, self.n_parameters_out_,
@@ -280,7 +286,7 @@ class ChannelPruner(Compressor):
         if any(p.is_meta for p in model.parameters()):
             return remove_(small, self.plan_.removal, self.plan_.resizes)
         for name, known in self._seen.items():
-            if known != fingerprint(name, matrix(model.get_submodule(name))):
+            if known != _seen(name, matrix(model.get_submodule(name))):
                 raise CalibratedWeightError(name)
         apply_(small.get_submodule, self._fits)
         remove_(small, self.plan_.removal, self.plan_.resizes)
@@ -341,10 +347,15 @@ def _check_values(model: nn.Module) -> None:
         if parameter.is_meta:
             raise MetaWeightError(name)
         if parameter.is_floating_point():
-            fingerprint(name, parameter.detach())
+            _seen(name, parameter.detach())
 
 
 def _fingerprints(model: nn.Module, plan: ChannelPlan) -> dict[str, int]:
     """Tell the weights of all planned layers from others."""
     layers = {name: model.get_submodule(name) for name in plan.layers}
-    return {n: fingerprint(n, matrix(layer)) for n, layer in layers.items() if mixes(layer)}
+    return {n: _seen(n, matrix(layer)) for n, layer in layers.items() if mixes(layer)}
+
+
+def _seen(name: str, tensor: Tensor) -> int:
+    """Tell values from others, and refuse NaN; also in half precision."""
+    return fingerprint(name, tensor.to(torch.promote_types(tensor.dtype, torch.float32)))

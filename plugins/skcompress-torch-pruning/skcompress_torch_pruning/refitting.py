@@ -100,9 +100,7 @@ def _fit(
         inputs = kept[g].repeat_interleave(size)
         part = group[:, kept[g]].float()
         gram, cross = moments.gram[g].to(part.device), moments.cross[g].to(part.device)
-        metric = Metric(
-            gram[inputs][:, inputs], cross[:, inputs], 0.0, ridge=RIDGE, noise=rest[g]
-        )
+        metric = Metric(gram[inputs][:, inputs], cross[:, inputs], 0.0, ridge=RIDGE, noise=rest[g])
         if part.numel():
             result[g, :, kept[g]] = least_squares(part, metric).to(result)
     if offset_to is None:

@@ -117,8 +117,7 @@ def trace(model: nn.Module, data: Batches, selection: Selection) -> Trace:
     found = {}
     for group in tied:
         record = known.record(group, graph, names)
-        if record is not None:
-            found[record.name] = record, group
+        found[record.name] = record, group
     ordered = sorted(found, key=order.__getitem__)
     return Trace([found[n][0] for n in ordered], {n: found[n][1] for n in ordered})
 
@@ -127,7 +126,7 @@ class _Layers:
     """What has to be known of layers to tell whether their channels may go."""
 
     def __init__(self, model: nn.Module, selection: Selection):
-        self._usable = {site.name for site in selection.sites if site.alone}
+        self._usable = {site.users[0][0] for site in selection.sites if site.alone}
         self._reasons = {left.name: left.reason for left in selection.left}
         users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
         self._shared = {
@@ -138,10 +137,9 @@ class _Layers:
 
     def record(
         self, group: TiedGroup, graph: tp.DependencyGraph, names: dict[nn.Module, str]
-    ) -> ChannelGroup | None:
+    ) -> ChannelGroup:
         """Make a plain record of one of torch-pruning's groups."""
         n = len(group[0].idxs)
-        name = names[group[0].dep.target.module]
         members: list[Member] = []
         reasons: list[str] = []
         parts = [1]
@@ -158,9 +156,9 @@ class _Layers:
                 reason = f"torch-pruning does not tell which of them are channels of {layer!r}"
             if reason is not None:
                 reasons.append(reason)
-                continue
-            assert places is not None
-            members.append(Member(layer, outputs, node.type in MIXING, places))
+            if isinstance(node.module, nn.Module) and node.module in names:
+                mixes = node.type in MIXING
+                members.append(Member(layer, outputs, mixes, places or ((),) * n))
             if node.type == ops.OPTYPE.CONV:
                 parts.append(node.module.groups)
         if not reasons and not any(m.mixes and not m.outputs for m in members):
@@ -169,8 +167,11 @@ class _Layers:
         if n % together:
             reasons.append(f"{n} channels cannot be divided into {together} groups alike")
             together = 1
+        # The first in the model's order that gives all of them, for people to find it.
+        whole = {m.layer for m in members if m.mixes and m.outputs and m.places == strided(n, 1)}
+        root = names[group[0].dep.target.module]
         return ChannelGroup(
-            name,
+            next((name for name in names.values() if name in whole), root),
             tuple(members),
             strided(n, together),
             reason=reasons[0] if reasons else None,
@@ -198,7 +199,9 @@ class _Layers:
         return f"{kind} {layer!r} cannot lose single channels"
 
     def _refusal(self, layer: str, kind: str) -> str:
-        return f"{kind} {layer!r}: {self._reasons.get(layer, 'its weight is computed')}"
+        inside = (n for n in self._reasons if layer == n or layer.startswith(f"{n}."))
+        reason = next((self._reasons[n] for n in inside), "its weight is computed")
+        return f"{kind} {layer!r}: {reason}"
 
 
 def _size(module: nn.Module, outputs: bool) -> int | None:

@@ -61,7 +61,7 @@ class Trial:
         for x, y in zip(found, goal, strict=True):
             apart = float((x - y).abs().max()) if x.numel() else 0.0
             if not apart <= _CLOSE * float(y.abs().max()):
-                return "where one goes, others are not read as before"
+                return "the forward uses them in ways that the graph does not show"
         return None
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
@@ -133,13 +133,17 @@ def _by_heads(
             if heads > 1 and n % heads == 0:
                 width = n // heads
                 units = tuple(tuple(range(i, i + width)) for i in range(0, n, width))
-                for resized in ((), _held(around, heads, n)):
+                # Where the user says so, the number is looked for under any name.
+                attributes = [a for a, v in vars(module).items() if v == heads and heads in given]
+                for resized in ((), _held(around, heads, n, (*_HEADS, *attributes))):
                     yield replace(group, units=units, resizes=resized)
 
 
-def _held(modules: Mapping[str, nn.Module], heads: int, n: int) -> tuple[Resize, ...]:
-    """Attributes that hold the number of heads, or of channels of all heads."""
-    known = ((_HEADS, heads, 1), (_WIDTHS, n, n // heads))
+def _held(
+    modules: Mapping[str, nn.Module], heads: int, n: int, names: Sequence[str]
+) -> tuple[Resize, ...]:
+    """Attributes that hold the number of heads, of these names, or of channels of all heads."""
+    known = ((dict.fromkeys(names), heads, 1), (_WIDTHS, n, n // heads))
     return tuple(
         Resize(name, attribute, per_unit)
         for name, module in modules.items()
