@@ -114,7 +114,6 @@ def choose(
     min_kept: float,
     round_to: int | None,
     uniform: bool,
-    per_cost: bool,
 ) -> dict[str, tuple[int, ...]]:
     """Choose the units of each group that go, so that `ratio` of `total` goes, and little more.
 
@@ -122,7 +121,6 @@ def choose(
     min_kept : of each group's units, a share below 1, or a number
     round_to : what the number of kept channels is to be a multiple of, where any go
     uniform : the same share of every group; otherwise those of least score, wherever they are
-    per_cost : whether the score is divided by what the loss saves
     """
     steps: list[_Step] = []
     for group in groups:
@@ -146,12 +144,7 @@ def choose(
         return (product * out * read + vector * out).sum(-1)  # type: ignore[no-any-return]
 
     dense = cost(np.zeros((1, 2, len(layers))))[0]
-    if uniform:
-        keys = _shares(steps, by_name)
-    else:
-        keys = np.array([step.score for step in steps])
-        if per_cost:
-            keys = _rising(steps, keys / np.maximum(dense - cost(changes), 1e-12))
+    keys = _shares(steps, by_name) if uniform else np.array([step.score for step in steps])
     order = np.argsort(keys, kind="stable")
     left = np.append(dense, cost(changes[order].cumsum(0)))
     # Counts are whole numbers: what rounding leaves of them is not to cost a channel.
@@ -193,12 +186,3 @@ def _shares(steps: Sequence[_Step], groups: Mapping[str, ChannelGroup]) -> np.nd
         gone[step.group] = gone.get(step.group, 0) + len(step.units)
         shares.append(gone[step.group] / len(groups[step.group].units))
     return np.array(shares)
-
-
-def _rising(steps: Sequence[_Step], keys: np.ndarray) -> np.ndarray:
-    """Keep the order within each group."""
-    largest: dict[str, float] = {}
-    result = keys.copy()
-    for n, step in enumerate(steps):
-        result[n] = largest[step.group] = max(largest.get(step.group, 0.0), keys[n])
-    return result

@@ -26,8 +26,6 @@ from .tracing import Trace
 # By weights alone; by the data.
 PLAIN = ("l1", "l2", "batch_norm", "random")
 DATA = ("taylor", "lrp", "merge")
-# Whose scores are losses, which are weighed against what is saved by them.
-LOSSES = ("taylor", "merge")
 
 # Of the second moments that channels are predicted by, as for reconstructions.
 RIDGE = 1e-2

@@ -25,7 +25,7 @@ from skcompress.selection import Selection, Site, check_model, check_patterns, s
 
 from .budget import channel_costs, choose, flop_costs, parameter_costs
 from .closeness import Closeness
-from .criteria import DATA, LOSSES, PLAIN, rankings
+from .criteria import DATA, PLAIN, rankings
 from .errors import NoInputsError
 from .groups import ChannelGroup, removal
 from .plan import ChannelPlan, ChannelReport
@@ -71,8 +71,7 @@ class ChannelPruner(Compressor):
         the first batch, or the channels that may go. Half of the channels of every layer is about
         three quarters of the parameters.
     allocation : {"global", "uniform"}, default="global"
-        The channels of least score wherever they are, or the same share of every group. Scores that
-        are losses ("taylor", "merge") are divided by what `cost` they save.
+        The channels of least score wherever they are, or the same share of every group.
     min_kept : float in (0, 1) or int, default=0.1
         Share or number of channels that each group keeps at least.
     round_to : int or None, default=None
@@ -332,7 +331,6 @@ class ChannelPruner(Compressor):
             groups, ranked, costs, self.ratio, total, self.cost.replace("flops", "FLOPs"),
             min_kept=self.min_kept, round_to=self.round_to,
             uniform=self.allocation == "uniform",
-            per_cost=isinstance(self.criterion, str) and self.criterion in LOSSES,
         )  # fmt: skip
         return [(group, gone[group.name]) for group in groups]
 
