@@ -26,7 +26,7 @@ lint: $(VENV)/installed  ## check code and its format with ruff, types with mypy
 constraints: $(VENV)/installed  ## bring constraints.txt in line with pyproject.toml; UPGRADE=--upgrade moves every pin
 	$(RUN) -m pip install --disable-pip-version-check --quiet uv
 	cp constraints.txt $(VENV)/pins.txt
-	echo tensorly | $(RUN) -m uv pip compile --quiet --system-certs --universal --python-version 3.10 --all-extras \
+	printf 'tensorly\ntorch-pruning\n' | $(RUN) -m uv pip compile --quiet --system-certs --universal --python-version 3.10 --all-extras \
 		--no-header --no-annotate $(UPGRADE) --output-file $(VENV)/pins.txt pyproject.toml -
 	(sed '/^#/!d' constraints.txt && cat $(VENV)/pins.txt) > $(VENV)/constraints.txt
 	cp $(VENV)/constraints.txt constraints.txt

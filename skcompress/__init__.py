@@ -72,6 +72,9 @@ _HOMES = {
     "count_parameters": "metrics",
     "measure_latency": "metrics",
 }
+# Public names that a package of their own provides: kind and name of the plugin, and the package.
+# Not in __all__: `from skcompress import *` does without them where they are not installed.
+_PROVIDED = {"ChannelPruner": ("compressors", "channel", "skcompress-torch-pruning")}
 _MODULES = ("errors", "protocols", "registry", "spaces", "testing")
 
 __all__ = [
@@ -115,9 +118,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _PROVIDED:
+        return _provided(name, *_PROVIDED[name])
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _provided(name: str, kind: str, plugin: str, package: str) -> Any:
+    from . import errors, registry
+
+    if plugin not in registry.names(kind):
+        raise errors.MissingPluginError(name, package)
+    return registry.resolve(kind, plugin)
 
 
 def __dir__() -> list[str]:

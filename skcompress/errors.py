@@ -74,6 +74,16 @@ class PluginTypeError(SkcompressError, TypeError):
         super().__init__(f"{kind} must be names or instances of {known}; got {what}{hint}")
 
 
+class MissingPluginError(SkcompressError, ImportError):
+    """A public name of a plugin package that is not installed."""
+
+    def __init__(self, name: str, package: str):
+        super().__init__(
+            f"skcompress.{name} is provided by the package {package}: install it, "
+            f"`pip install {package}`, or in a checkout `pip install -e plugins/{package}`"
+        )
+
+
 class NotInstalledError(SkcompressError, RuntimeError):
     """The package runs from a folder without metadata, so it has no entry points."""
 
@@ -369,6 +379,13 @@ class CalibrationValueError(SkcompressError, ValueError):
 
     def __init__(self, parameter: str, rule: str, received: object):
         super().__init__(f"{parameter} of the calibration must be {rule}; got {received!r}")
+
+
+class SampleWeightError(SkcompressError, ValueError):
+    """Weights of samples or of classes that do not fit the data."""
+
+    def __init__(self, owner: str, parameter: str, why: str):
+        super().__init__(f"{parameter} of {owner} {why}")
 
 
 class MissingDataError(SkcompressError, ValueError):

@@ -25,24 +25,36 @@ ELSEWHERE: dict[str, dict[str, dict[float, str]]] = {
 }  # fmt: skip
 
 
-def tables(rows: Sequence[Row], methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """One table for each network and size of the calibration draw, methods downwards."""
+def tables(
+    rows: Sequence[Row],
+    methods: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] = ELSEWHERE,
+) -> str:
+    """One table for each network and size of the calibration draw, methods downwards.
+
+    elsewhere : lines to add, by kind of network, name and share kept
+    """
     networks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         networks[tuple(row[name] for name in ("network", "weights", "test"))].append(row)
     texts = []
     for found in networks.values():
         dense = next(row for row in found if row["settings"] is None)
+        beside = elsewhere.get(dense["kind"], {})
         draws = {(row["inputs"], row["positions"] or 0) for row in found if row["inputs"]}
         for n, most in sorted(draws) or [(0, 0)]:
             own = [r for r in found if (r["inputs"], r["positions"] or 0) in ((0, 0), (n, most))]
             drawn = f"{n} calibration inputs" + (f", {most} positions of a batch" if most else "")
-            texts.append(_table(dense, own, drawn, methods))
+            texts.append(_table(dense, own, drawn, methods, beside))
     return "\n\n".join(texts)
 
 
 def _table(
-    dense: Row, rows: Sequence[Row], drawn: str, methods: Mapping[str, Mapping[str, Any]]
+    dense: Row,
+    rows: Sequence[Row],
+    drawn: str,
+    methods: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[float, str]],
 ) -> str:
     test = "all" if dense["test"] is None else dense["test"]
     title = (
@@ -59,7 +71,7 @@ def _table(
             fits = [row for row in own if "fit_s" in row]
             times = [_seconds([r for r in fits if r["first"] == first]) for first in (True, False)]
             lines.append([name, *cells, *times])
-    for name, lost in ELSEWHERE.get(dense["kind"], {}).items():
+    for name, lost in elsewhere.items():
         lines.append([name, *(lost.get(keep, "") for keep in keeps), "", ""])
     header = ["", *(f"{keep:.0%} kept" for keep in keeps), "first fit, s", "next fit, s"]
     align = ["left", *("right" for _ in header[1:])]

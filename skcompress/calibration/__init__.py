@@ -5,10 +5,11 @@
 a layer is given in one network against what it gave in another. `output_moments` says how
 much the network's outputs react to each weight's, and `Reference` how far other models' outputs
 are from those of one. `weight_gradients` says how much they react to single numbers of a weight.
+`weighted` makes some samples count more than others.
 """
 
 from .anchored import Anchored
-from .batches import Batch, Batches, batches, device_of
+from .batches import Batch, Batches, batches, device_of, n_samples
 from .borrowed import observer, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
@@ -19,6 +20,7 @@ from .norm_statistics import estimated
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
 from .weight_gradients import weight_gradients
+from .weighting import class_weights, weighted
 
 __all__ = [
     "Anchored",
@@ -30,6 +32,7 @@ __all__ = [
     "Reference",
     "Statistics",
     "batches",
+    "class_weights",
     "collect",
     "device_of",
     "divergence",
@@ -38,10 +41,12 @@ __all__ = [
     "foldable",
     "following",
     "kfac_energy",
+    "n_samples",
     "observer",
     "output_errors",
     "output_moments",
     "same_randomness",
     "stream",
     "weight_gradients",
+    "weighted",
 ]

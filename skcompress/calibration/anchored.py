@@ -11,7 +11,7 @@ from torch import Tensor
 from ..factorized import Slot
 from ..factorized.inputs import Inputs
 from .precision import full_precision
-from .statistics import add_squares, draw, mirror, piece_size
+from .statistics import add_squares, draw, mirror, piece_size, weighted_columns
 
 InputsBySlot = dict[str, Inputs]
 
@@ -65,7 +65,10 @@ class AnchoredSum:
         )
         self._count = torch.zeros(groups, **like)
 
-    def add(self, before: Inputs, after: Inputs, mask: Tensor | None) -> None:
+    def add(
+        self, before: Inputs, after: Inputs, mask: Tensor | None, weights: Tensor | None = None
+    ) -> None:
+        """Add one call; `mask` (batch, sequence) is False at padding, `weights` are (batch,)."""
         index, seen, used = draw(after, mask, self._max_positions, self._generator)
         if not seen:
             return
@@ -74,15 +77,20 @@ class AnchoredSum:
         size = piece_size(device)
         of = slice(None) if after.group is None else slice(after.group, after.group + 1)
         weight = self._weight[of]
-        pairs = zip(before.columns(index, size), after.columns(index, size), strict=True)
+        pairs = zip(
+            before.columns(index, size),
+            weighted_columns(after, index, size, weights),
+            strict=True,
+        )
         with torch.autocast(device.type, enabled=False), full_precision():
-            for x, raw in pairs:
+            for x, (raw, w) in pairs:
                 y, new = weight @ x.to(weight.dtype), raw.to(weight.dtype)
-                add_squares(self._gram[of], new, share)
-                parts = (y @ new.mT, y.square().sum(2), new.sum(2), y.sum(2))
+                add_squares(self._gram[of], new if w is None else new * w.sqrt(), share)
+                y_w, new_w = (y, new) if w is None else (y * w, new * w)
+                parts = (y_w @ new.mT, (y * y_w).sum(2), new_w.sum(2), y_w.sum(2))
                 for total, part in zip(self._sums, parts, strict=True):
                     total[of].add_(part.to(total.device), alpha=share)
-            self._count[of] += seen
+                self._count[of] += (new.shape[2] if w is None else float(w.sum())) * share
 
     @property
     def reached(self) -> bool:
@@ -90,7 +98,7 @@ class AnchoredSum:
         return bool(self._count.any())
 
     def result(self) -> Anchored:
-        """Divide by the numbers of positions; the sums are used up."""
-        count = self._count.clamp(min=1)
+        """Divide by the numbers of positions, or by their weights; the sums are used up."""
+        count = torch.where(self._count > 0, self._count, 1.0)
         sums = (mirror(self._gram), *self._sums)
         return Anchored(*(t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in sums))

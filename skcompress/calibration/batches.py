@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from ..errors import (
@@ -32,12 +33,14 @@ class Batch:
     mask : (batch, sequence), False at padding; from a dict's "attention_mask"
     labels : (batch,) int64, the class of each input, where the data says it: integers as the
         second item of a tuple, or a dict's "labels"
+    weights : float32 (batch,), how much each sample counts in moments; None for alike
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mask: Tensor | None = None
     labels: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Batches:
     owner : whose data it is, for error messages
     dtype : of the floating inputs; None leaves them as they are
     accepted : names that the forward takes; None where it takes any
+    weigh : gives the `Batch.weights` of a batch, of which the first sample has this number
     """
 
     owner: str
@@ -55,6 +59,7 @@ class Batches:
     dtype: torch.dtype | None
     accepted: tuple[str, ...] | None
     batch_size: int
+    weigh: Callable[[Batch, int], Tensor] | None = None
 
     def __len__(self) -> int:
         """Give the number of batches, where the data knows it."""
@@ -62,9 +67,13 @@ class Batches:
         return -(-n // self.batch_size) if isinstance(self.data, Tensor | np.ndarray) else n
 
     def __iter__(self) -> Iterator[Batch]:
-        number = -1
+        number, n_before = -1, 0
         for number, raw in enumerate(self._raw()):
-            yield self._batch(number, raw)
+            batch = self._batch(number, raw)
+            if self.weigh is not None:
+                batch = replace(batch, weights=self.weigh(batch, n_before))
+                n_before += n_samples(batch)
+            yield batch
         if number < 0:
             raise EmptyDataError(self.owner, self.data)
 
@@ -156,6 +165,14 @@ def batches(owner: str, data: Any, model: nn.Module, *, batch_size: int = 64) ->
     floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
     dtype = floating.pop() if len(floating) == 1 else None
     return Batches(owner, data, device_of(model), dtype, _accepted(model), batch_size)
+
+
+def n_samples(batch: Batch) -> int:
+    """How many samples a batch has: the length of its inputs along their first axis."""
+    first = next(
+        (x for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)), None
+    )
+    return 1 if first is None or first.dim() == 0 else len(first)
 
 
 def device_of(model: nn.Module) -> torch.device:

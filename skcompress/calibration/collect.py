@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import NonFiniteInputError
 from ..factorized import kind_of
@@ -76,10 +76,10 @@ def _size(site: Site) -> int:
 
 
 class _Observation:
-    """One pass: hooks that know the mask of the batch under way."""
+    """One pass: hooks that know the batch under way."""
 
     def __init__(self, sums: dict[str, StatisticsSum]):
-        self.mask: Tensor | None = None
+        self.batch: Batch | None = None
         self._sums = sums
 
     def hook(self, site_of: dict[str, str]) -> Callable[..., None]:
@@ -87,8 +87,9 @@ class _Observation:
 
         # After the forward, so that what a layer refuses gets the layer's own words.
         def watch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            assert self.batch is not None
             for slot, inputs in slot_inputs(module, args, kwargs, site_of.keys()):
-                self._sums[site_of[slot]].add(inputs, self.mask)
+                self._sums[site_of[slot]].add(inputs, self.batch.mask, self.batch.weights)
 
         return watch
 
@@ -110,7 +111,7 @@ def _run(
     try:
         with same_randomness(device_of(copy)), torch.no_grad():
             for number, batch in enumerate(data):
-                observation.mask = batch.mask
+                observation.batch = batch
                 forward(copy, number, batch, data.owner)
                 bar.update()
     finally:

@@ -116,7 +116,9 @@ class Lockstep:
             for old, new in zip(goals, after, strict=True):
                 for slot in sums.keys() & new.keys():
                     same = slot in old and _same_places(old[slot], new[slot])
-                    sums[slot].add(old[slot] if same else new[slot], new[slot], batch.mask)
+                    sums[slot].add(
+                        old[slot] if same else new[slot], new[slot], batch.mask, batch.weights
+                    )
         return {slot: found.result() for slot, found in sums.items() if found.reached}
 
     def _standing(

@@ -40,6 +40,23 @@ def draw(
     return (drawn if index is None else index[drawn.to(index.device)]), seen, used
 
 
+def weighted_columns(
+    inputs: Inputs, index: Tensor | None, size: int, weights: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield `inputs.columns(index, size)`, each with how much its positions count; None for alike.
+
+    weights : (batch,), of the samples
+    """
+    places = None if weights is None else inputs.spread(weights)
+    if places is not None and index is not None:
+        places = places[index.to(places.device)]
+    start = 0
+    for columns in inputs.columns(index, size):
+        stop = start + columns.shape[-1]
+        yield columns, None if places is None else places[start:stop].to(columns.device)
+        start = stop
+
+
 # Into how many bands of rows a symmetric product is cut.
 _BANDS = 4
 # Below, cutting costs more than it saves.
@@ -137,12 +154,13 @@ class MomentSum:
         self.total = torch.zeros(groups, n, **like)
         self.count = torch.zeros(groups, dtype=torch.int64, device=device)
         self.used = torch.zeros_like(self.count)
+        self.weight = torch.zeros(groups, dtype=torch.float64, device=device)
         self._max_positions = max_positions
         self._generator = generator
         self._diagonal = diagonal
 
-    def add(self, inputs: Inputs, mask: Tensor | None) -> None:
-        """Add one call; `mask` (batch, sequence) is False at padding."""
+    def add(self, inputs: Inputs, mask: Tensor | None, weights: Tensor | None = None) -> None:
+        """Add one call; `mask` (batch, sequence) is False at padding, `weights` are (batch,)."""
         index, seen, used = draw(inputs, mask, self._max_positions, self._generator)
         if not seen:
             return
@@ -153,14 +171,17 @@ class MomentSum:
         piece = piece_size(device)
         # Autocast of the user's forward would form the products in half precision.
         with torch.autocast(device.type, enabled=False), full_precision():
-            for columns in inputs.columns(index, piece):
+            for columns, w in weighted_columns(inputs, index, piece, weights):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
+                times_w = x if w is None else x * w
                 if self._diagonal:
-                    squares = x.square().sum(-1)
+                    squares = (x * times_w).sum(-1)
                     self._squares[of].add_(squares.to(device), alpha=seen / used)
                 else:
-                    add_squares(self._squares[of], x, seen / used)
-                self.total[of].add_(x.sum(-1).to(device), alpha=seen / used)
+                    root = x if w is None else x * w.sqrt()
+                    add_squares(self._squares[of], root, seen / used)
+                self.total[of].add_(times_w.sum(-1).to(device), alpha=seen / used)
+                self.weight[of] += (x.shape[-1] if w is None else float(w.sum())) * seen / used
 
     @property
     def gram(self) -> Tensor:
@@ -193,8 +214,13 @@ class StatisticsSum:
         seen = self._moments is not None and bool(self._moments.count.any())
         return seen or self._lookups is not None
 
-    def add(self, inputs: Inputs | Lookups, mask: Tensor | None) -> None:
-        """Add one call; `mask` (batch, sequence) is False at padding."""
+    def add(
+        self, inputs: Inputs | Lookups, mask: Tensor | None, weights: Tensor | None = None
+    ) -> None:
+        """Add one call; `mask` (batch, sequence) is False at padding.
+
+        weights : (batch,), how much each sample counts; look-ups count alike
+        """
         if isinstance(inputs, Lookups):
             found = inputs.kept(mask).to(self._device)
             if self._lookups is None:
@@ -207,14 +233,14 @@ class StatisticsSum:
             if self._moments is None:
                 with torch.inference_mode(False):
                     self._moments = MomentSum(*self._settings)
-            self._moments.add(inputs, mask)
+            self._moments.add(inputs, mask, weights)
 
     def result(self) -> Statistics:
-        """Divide by the numbers of positions; the sums are used up."""
+        """Divide by the numbers of positions, or by their weights; the sums are used up."""
         sums, self._moments = self._moments, None
         if sums is None or not sums.count.any():
             return Statistics(None, self._lookups)
-        divisor = sums.count.clamp(min=1).double()
+        divisor = torch.where(sums.weight > 0, sums.weight, 1.0)
         # In place: a second copy of the largest of all tensors would double the memory.
         gram = sums.gram.div_(divisor[:, None, None])
         mean = sums.total / divisor[:, None]

@@ -47,6 +47,16 @@ class Inputs(ABC):
         """Give `mask` for each position, flat; None where its shape is another."""
         return mask.reshape(-1) if self.lead == mask.shape else None
 
+    def spread(self, weights: Tensor) -> Tensor | None:
+        """Give for each position the weight (batch,) of the sample that it comes from.
+
+        None where positions cannot be told apart by samples.
+        """
+        n, batch = prod(self.lead), len(weights)
+        if len(self.lead) > 1 and self.lead[0] != batch == self.lead[1]:  # (sequence, batch)
+            return weights.repeat_interleave(prod(self.lead[2:])).repeat(self.lead[0])
+        return weights.repeat_interleave(n // batch) if n % batch == 0 else None
+
     @abstractmethod
     def columns(self, index: Tensor | None, size: int) -> Iterator[Tensor]:
         """Yield the inputs at positions `index`, or at all, as (groups, n, positions).
@@ -89,6 +99,12 @@ class Rows(Inputs):
         if self.lead[:2] != mask.shape:
             return None
         return mask.reshape(-1).repeat_interleave(prod(self.lead[2:]))
+
+    def spread(self, weights: Tensor) -> Tensor | None:
+        every = super().spread(weights)
+        if every is None or self.place is None:
+            return every if every is None or len(every) == len(self.x) else None
+        return every[self.place.to(every.device)]
 
     def columns(self, index: Tensor | None, size: int) -> Iterator[Tensor]:
         n_positions = max(1, size // max(1, self.x.shape[1]))

@@ -18,8 +18,10 @@ from .spaces import corners
 from .untouched import check_untouched, snapshot
 
 
-def check_compressor(plugin: Compressor | type[Compressor]) -> None:
+def check_compressor(plugin: Compressor | type[Compressor], *, with_data: bool = False) -> None:
     """Check a compressor on a few small models.
+
+    with_data : whether `fit` is given inputs of each model, for those that cannot do without
 
     Laws: fit and transform leave model, mode, hooks and global random state untouched;
     the result is a new module that runs, shares no storage with the input, keeps its
@@ -33,8 +35,9 @@ def check_compressor(plugin: Compressor | type[Compressor]) -> None:
         where = f"{name} on {case}"
         state = snapshot(model)
         rng = torch.random.get_rng_state()
+        data = [args[0]] if with_data else None
         fitted: Any = clone(compressor)
-        small = fitted.fit_transform(model)
+        small = fitted.fit_transform(model, data)
         assert torch.equal(rng, torch.random.get_rng_state()), f"{where}: draws global numbers"
         check_untouched(where, model, state)
         ours = {p.data_ptr() for p in model.parameters()}
@@ -42,17 +45,20 @@ def check_compressor(plugin: Compressor | type[Compressor]) -> None:
         assert small.training == model.training, f"{where}: the mode changes"
         assert count_parameters(small) <= count_parameters(model), f"{where}: grows"
         assert small(*args).shape == model(*args).shape, f"{where}: another output shape"
-        again = clone(compressor).fit(model).transform(model)
+        again = clone(compressor).fit(model, data).transform(model)
         for a, b in zip(small.parameters(), again.parameters(), strict=True):
             assert torch.equal(a, b), f"{where}: the same settings give other weights"
         assert str(fitted.report_), f"{where}: an empty report"
     _check_corners(compressor)
-    _refuses(name, lambda: clone(compressor).fit(nn.Linear), "the class instead of an instance")
+    inputs = [torch.zeros(2, 8)] if with_data else None
+    _refuses(
+        name, lambda: clone(compressor).fit(nn.Linear, inputs), "the class instead of an instance"
+    )
     broken: Any = nn.Sequential(nn.Linear(8, 8))
     with torch.no_grad():
         broken[0].weight[0, 0] = float("nan")
     state = snapshot(broken)
-    _refuses(name, lambda: clone(compressor).fit(broken), "a NaN weight")
+    _refuses(name, lambda: clone(compressor).fit(broken, inputs), "a NaN weight")
     check_untouched(f"{name} after an error", broken, state)
 
 

@@ -1,0 +1,125 @@
+"""Whole channels removed from trained networks, without a gradient step.
+
+    python examples/benchmarks/channel_pruning.py --data DIR --network resnet20.npz resnet56.npz
+    python examples/benchmarks/channel_pruning.py --table
+
+Each method is `ChannelPruner`, of the package skcompress-torch-pruning, with other settings;
+`--keep` is the share of the parameters that stays. Calibration inputs are drawn from the training
+part, without their labels; quality is measured on the test part. Every result is a line of
+`--output`/results.jsonl, written at once: the same command again computes what is not there.
+`--table` prints means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from posttraining import Results, seconds
+from posttraining_tables import tables
+from posttraining_tasks import Subject, open_subject
+from tqdm import tqdm
+
+from skcompress import ChannelPruner, count_parameters
+
+# By what channels go, and whether what stays is fitted to do without them.
+METHODS: dict[str, dict[str, Any]] = {
+    "L1": {"criterion": "l1", "refit": False},
+    "L2": {"criterion": "l2", "refit": False},
+    "BatchNorm": {"criterion": "batch_norm", "refit": False},
+    "Taylor": {"criterion": "taylor", "refit": False},
+    "LRP": {"criterion": "lrp", "refit": False},
+    "random, refit": {"criterion": "random", "refit": "all"},
+    "L2, refit": {"criterion": "l2", "refit": "all"},
+    "Taylor, refit": {"criterion": "taylor", "refit": "all"},
+    "LRP, refit": {"criterion": "lrp", "refit": "all"},
+    "merge": {"criterion": "merge"},
+    "merge, uniform": {"criterion": "merge", "allocation": "uniform"},
+}
+
+
+def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
+    """Remove channels as a row says, and complete it with what came of it."""
+    data = subject.task.calibration(row["inputs"], np.random.default_rng(row["seed"]))
+    data = data.to(next(subject.network.parameters()).device)
+    pruner = ChannelPruner(1 - row["keep"], random_state=row["seed"], **row["settings"])
+    _, fit = seconds(lambda: pruner.fit(subject.network, data))
+    small, transform = seconds(lambda: pruner.transform(subject.network))
+    return {
+        **row,
+        "quality": subject.task.quality(small),
+        "parameters_in": pruner.n_parameters_in_,
+        "parameters_out": count_parameters(small),
+        "flops_kept": pruner.n_flops_out_ / pruner.n_flops_in_,
+        "divergence": pruner.report_.divergence,
+        "first": True,
+        "fit_s": fit,
+        "transform_s": transform,
+    }
+
+
+def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
+    """Do for one network whatever is not yet among `results`."""
+    about = {
+        "network": subject.name, "kind": subject.kind, "weights": subject.digest,
+        "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
+        "threads": torch.get_num_threads(), "device": options.device,
+    }  # fmt: skip
+    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
+    if dense not in results:
+        n = count_parameters(subject.network)
+        quality = subject.task.quality(subject.network)
+        results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
+    jobs = list(product(options.methods, options.keep, options.images, options.seeds))
+    for method, keep, inputs, seed in (bar := tqdm(jobs, desc=subject.name)):
+        row = {**about, "settings": METHODS[method], "keep": keep, "inputs": inputs, "seed": seed}
+        if row not in results:
+            done = prune(subject, row)
+            results.append(done)
+            bar.write(f"{subject.name} {method} {keep:.0%} {seed=}: {done['quality']:.2f}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with CIFAR-10, or with a folder cifar10")
+    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
+    add("--trained", type=Path, default=Path("runs/cifar10"), help="where runs lie, by name")
+    add("--images", type=int, nargs="+", default=[512], help="numbers of calibration inputs")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+    add("--keep", type=float, nargs="+", default=[0.7, 0.5], help="of the parameters")
+    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
+        help="of: " + "; ".join(METHODS))  # fmt: skip
+    add("--test-images", type=int, help="measure on so many test inputs only")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
+    add("--output", type=Path, default=Path("runs/channel_pruning"))
+    add("--table", action="store_true", help="print what --output holds")
+    options = parser.parse_args(arguments)
+    if not options.table:
+        if options.data is None or not options.data.is_dir():
+            parser.error(f"--data is needed, the folder with CIFAR-10; got {options.data}")
+        if not options.network:
+            parser.error("--network is needed: trained weights, or the folder of a run")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    results = Results(options.output / "results.jsonl")
+    for given in () if options.table else options.network:
+        subject = open_subject(given, options.trained, options.data, options.test_images)
+        subject.network.to(options.device)
+        measure(subject, options, results)
+    print(tables(results.rows, METHODS, {}))
+
+
+if __name__ == "__main__":
+    main()
