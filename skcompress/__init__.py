@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors, protocols, registry, testing
+    from . import errors, protocols, registry, spaces, testing
     from .compressors.low_rank import LowRankCompressor
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .regularizers.schatten import SchattenNorm
     from .regularizers.stable_rank import StableRank
     from .training import SmoothClassifier, SmoothRegressor
+    from .tuning import suggest_params
 
 # Where each public name lives. Importing on first use keeps `import skcompress` quick.
 _HOMES = {
@@ -52,12 +53,13 @@ _HOMES = {
     "SmoothRegressor": "training",
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
+    "suggest_params": "tuning",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_parameters": "metrics",
     "measure_latency": "metrics",
 }
-_MODULES = ("errors", "protocols", "registry", "testing")
+_MODULES = ("errors", "protocols", "registry", "spaces", "testing")
 
 __all__ = [
     "FirstDifference",
@@ -86,6 +88,8 @@ __all__ = [
     "measure_latency",
     "protocols",
     "registry",
+    "spaces",
+    "suggest_params",
     "testing",
 ]
 

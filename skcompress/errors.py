@@ -391,3 +391,68 @@ class CalibratedWeightError(SkcompressError, ValueError):
             f"the weight of layer {layer!r} is not the one that was fitted, and factors found "
             "with data are good for that one only: fit again, on this model, with data"
         )
+
+
+# --- search spaces ---------------------------------------------------------------------
+
+
+class SearchRangeError(SkcompressError, ValueError):
+    """A range or a choice that nothing can be drawn from."""
+
+    def __init__(self, parameter: str, owner: str, rule: str, received: object):
+        super().__init__(f"{parameter} of {owner} must be {rule}; got {received!r}")
+
+
+class SearchDeclarationError(SkcompressError, TypeError):
+    """A `search_space` that is not a mapping of parameters to ranges."""
+
+    def __init__(self, owner: str, what: str):
+        super().__init__(
+            f"search_space of {owner} must map names of parameters to FloatRange, IntRange, "
+            f"Options or Plugins of skcompress.spaces, or to None; {what}"
+        )
+
+
+class EstimatorTypeError(SkcompressError, TypeError):
+    """Something else than an estimator, where its parameters are to be searched."""
+
+    def __init__(self, owner: str, received: object):
+        if isinstance(received, type):
+            what = f"the class {received.__qualname__}: pass an instance of it"
+        else:
+            what = f"an object of type {type(received).__name__}"
+            if isinstance(received, dict):
+                what += ": suggest_estimator chooses between several"
+        super().__init__(f"{owner} takes an estimator, such as SVDCompressor(); got {what}")
+
+
+class NothingToSearchError(SkcompressError, ValueError):
+    """An estimator, or a selection of its parameters, in which nothing is declared."""
+
+    def __init__(self, owner: str):
+        super().__init__(
+            f"{owner} declares nothing to search: give its class a search_space (see "
+            "skcompress.spaces), or name parameters with their ranges, "
+            "override={'name': FloatRange(low, high)}"
+        )
+
+
+class UnknownParameterError(SkcompressError, ValueError):
+    """A name or pattern of `only` or `override` that fits no parameter."""
+
+    def __init__(self, argument: str, name: object, owner: str, known: Sequence[str], hint: str):
+        why = hint or _suggestion(str(name), known)
+        super().__init__(f"{argument} has {name!r}, which fits no parameter of {owner}; {why}")
+
+
+class SpaceChangedError(SkcompressError, ValueError):
+    """A study that goes on with another search space than it began with."""
+
+    def __init__(self, study: str, differences: Sequence[str]):
+        listed = "; ".join(differences[:8])
+        more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+        super().__init__(
+            f"the search space is not the one that study {study!r} began with: {listed}{more}. "
+            "Bring it back (install what is missing; only= and override= as they were), begin a "
+            "new study, or give each estimator of one objective a prefix= of its own"
+        )

@@ -2,7 +2,8 @@
 
 A plugin package subclasses one of `Decomposition`, `Allocation`, `Regularizer` or
 `Criterion`, and names it in the entry-point group of that kind. `docs/plugins.md` takes
-an author from an empty folder to a tested package.
+an author from an empty folder to a tested package. What of its parameters is worth
+searching it says in a class attribute `search_space`, in the words of `skcompress.spaces`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from .errors import InverseError, ProximalError
+from .spaces import FloatRange, SearchSpace
 
 Rank = int | tuple[int, ...]
 
@@ -235,6 +237,8 @@ class Decomposition(BaseEstimator, ABC):
     A subclass with randomness takes a `random_state` parameter.
     """
 
+    search_space: ClassVar[SearchSpace] = {}
+
     @property
     def scheme(self) -> str:
         """Short name that the report shows."""
@@ -293,6 +297,8 @@ class Choice:
 class Allocation(BaseEstimator, ABC):
     """Divides a budget over the layers. It sees numbers only."""
 
+    search_space: ClassVar[SearchSpace] = {}
+
     @abstractmethod
     def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
         """Choose for every layer one option, or None to leave it dense.
@@ -323,6 +329,8 @@ class Regularizer(BaseEstimator, ABC):
         Which layers of a model, as for the compressors. Frozen weights take no part,
         shared ones take part once, each group of a grouped layer counts for itself.
     """
+
+    search_space: ClassVar[SearchSpace] = {"weight": FloatRange(1e-5, 1e-1, log=True)}
 
     every: int = 1
     layers: Any = None
@@ -420,6 +428,7 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     argument, so that `Pipeline.fit_transform(model, data)` hands it on.
     """
 
+    search_space: ClassVar[SearchSpace] = {}
     # Results in common with other fits, as `compressors.sharing.share` sets it.
     _shared: Any = None
 
@@ -453,6 +462,8 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
 
 class Criterion(BaseEstimator, ABC):
     """Says how much each single number of a weight matters; used by pruners."""
+
+    search_space: ClassVar[SearchSpace] = {}
 
     @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:

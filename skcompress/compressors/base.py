@@ -29,6 +29,7 @@ from ..metrics import count_parameters
 from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
+from ..spaces import FloatRange, Options, Plugins, SearchSpace
 from .calibrated import Calibration, foldable_norms
 from .checks import RANKS, check_rank, require_support, uses_data
 from .comparing import Comparison
@@ -86,6 +87,17 @@ class FactorizingCompressor(Compressor):
         "n_jobs": [None, Integral],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "rank": FloatRange(0.1, 0.9),
+        # To "energy" the rank is a fraction of something else, and "auto" has no use for it.
+        "allocation": Plugins("allocations", leave_out=("auto", "energy")),
+        "pivot": Options((False, True)),
+        "metric": Options(("activations", "fisher"), needs_data=True),
+        "reconstruction": Options(("independent", "sequential"), needs_data=True),
+        "sensitivity": FloatRange(0.0, 1.0, needs_data=True),
+        "refit_dense": Options((False, True), needs_data=True),
+        "fold_norm": Options((False, True), needs_data=True),
     }
 
     def __init__(

@@ -9,8 +9,9 @@ plugin, becomes one for the inputs in this way, and makes up for layers before i
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import prod
 
 import numpy as np
@@ -79,21 +80,27 @@ def pointwise_last(stages: Sequence[Stage]) -> bool:
     return len(stages) > 1 and last.groups == 1 and prod(last.shape[2:]) == 1
 
 
-def thinned(curve: Curve, asked: Collection[int]) -> set[Rank]:
+def thinned(
+    curve: Curve, asked: Collection[int], fits: Callable[[Rank], bool] = lambda rank: True
+) -> set[Rank]:
     """Ranks at most so many, about evenly spaced in the logarithm of the cost; and those asked for.
 
     asked : numbers that all parts of a rank are to be
+    fits : whether a rank can be offered at all
     """
     ranks = [curve.rank_at(i) for i in range(len(curve.costs))]
     if len(ranks) <= _MOST:
-        return set(ranks)
+        return set(filter(fits, ranks))
     # Of options at about the same cost, the one that loses least of the weight.
     bins = np.log(curve.costs / curve.costs[0])
     bins = np.minimum((bins / (bins[-1] or 1.0) * _MOST).astype(int), _MOST - 1)
-    best = [members[np.argmin(curve.errors[members])]
-            for members in (np.flatnonzero(bins == b) for b in np.unique(bins))]  # fmt: skip
+    best = set()
+    for number in np.unique(bins):
+        members = np.flatnonzero(bins == number)
+        ordered = members[np.argsort(curve.errors[members], kind="stable")]
+        best |= set(islice(filter(fits, (ranks[i] for i in ordered)), 1))
     alike = {r for r in ranks if any((np.array(r) == number).all() for number in asked)}
-    return {ranks[i] for i in best} | alike
+    return best | set(filter(fits, alike))
 
 
 def knows_inputs(decomposition: Decomposition) -> bool:
@@ -118,11 +125,12 @@ def regressed(
         return [decomposition.regress(*pair) for pair in pairs]
     plain = decomposition.decomposition if isinstance(decomposition, Pivoted) else decomposition
     inner = [plain.factorize(group) for group in weight]
-    # The same ranks for all groups, which are to have one in common.
-    offered = thinned(merge_curves([part.curve for part in inner]), asked)
-    # Which stages there are may depend on the rank.
-    shape = weight.shape[1:]
-    offered = {rank for rank in offered if pointwise_last(plain.stages(shape, rank))}
+    # The same ranks for all groups, which are to have one in common. Which stages there are may
+    # depend on the rank.
+    curve = merge_curves([part.curve for part in inner])
+    offered = thinned(
+        curve, asked, lambda rank: pointwise_last(plain.stages(weight.shape[1:], rank))
+    )
     if not offered:
         return []
     parts: list[Factorization] = [

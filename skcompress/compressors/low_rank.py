@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import HasMethods
 
+from ..spaces import Plugins, SearchSpace
 from .base import FactorizingCompressor
 
 
@@ -112,6 +113,7 @@ class LowRankCompressor(FactorizingCompressor):
         "decomposition": [str, HasMethods("factorize"), list, tuple],
         **FactorizingCompressor._parameter_constraints,
     }
+    search_space: ClassVar[SearchSpace] = {"decomposition": Plugins("decompositions")}
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import StrOptions
 from ..decompositions.spatial_svd import SpatialSVD
 from ..decompositions.svd import SVD
 from ..protocols import Decomposition
+from ..spaces import Options, SearchSpace
 from .base import FactorizingCompressor
 
 
@@ -51,6 +52,9 @@ warm_start, verbose
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **FactorizingCompressor._parameter_constraints,
         "scheme": [StrOptions({"auto", "output", "input", "spatial"})],
+    }
+    search_space: ClassVar[SearchSpace] = {
+        "scheme": Options(("auto", "output", "input", "spatial"))
     }
 
     def __init__(

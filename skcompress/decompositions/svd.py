@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..protocols import (
     Spectrum,
     Stage,
 )
+from ..spaces import Options, SearchSpace
 from ..unfolding import unfold
 from .regression import Fold, RegressionFactorization
 
@@ -96,6 +98,8 @@ class SVD(Decomposition):
     References: Eckart & Young 1936; Denton et al. 2014, arXiv 1404.0736;
     Zhang et al. 2015, arXiv 1505.06798.
     """
+
+    search_space: ClassVar[SearchSpace] = {"unfolding": Options(("output", "input"))}
 
     def __init__(self, unfolding: str = "output", every_rank: bool = False):
         self.unfolding = unfolding

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ProximalError, RegularizerValueError
+from ..spaces import Options, SearchSpace
 from .closed_form import ClosedForm
 
 # Axes of a weight (out, in, *kernel) by the name that users write.
@@ -88,6 +89,11 @@ class FiniteDifference(ClosedForm):
     penalty; a trained one has none that means anything, and is smoothed across it all the
     same.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "axes": Options(tuple(_AXES)),
+        "kernel": Options((False, True)),
+    }
 
     order: int
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import RegularizerValueError
+from ..spaces import Options, SearchSpace
 from .closed_form import ClosedForm
 
 
@@ -29,6 +30,8 @@ class GroupLasso(ClosedForm):
 
     References: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
     """
+
+    search_space: ClassVar[SearchSpace] = {"axis": Options(("out", "in"))}
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..errors import RegularizerValueError
 from ..linalg import spectrum
+from ..spaces import FloatRange, SearchSpace
 from .spectral import Spectral
 
 
@@ -29,6 +30,8 @@ class LogDet(Spectral):
 
     Reference: Fazel, Hindi & Boyd 2003.
     """
+
+    search_space: ClassVar[SearchSpace] = {"epsilon": FloatRange(1e-4, 1.0, log=True)}
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..errors import RegularizerValueError
 from ..linalg import spectrum
+from ..spaces import FloatRange, SearchSpace
 from .spectral import Spectral
 
 
@@ -32,6 +33,8 @@ class SchattenNorm(Spectral):
 
     Reference: Nie, Huang & Ding 2012 (Schatten-p norms for p < 1).
     """
+
+    search_space: ClassVar[SearchSpace] = {"p": FloatRange(0.2, 1.0)}
 
     def __init__(
         self,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import RegularizerValueError
 from ..linalg import short_side
+from ..spaces import Options, SearchSpace
 from ..unfolding import SCHEMES, fitting, fold, unfold
 from .closed_form import ClosedForm
 
@@ -23,6 +24,8 @@ class Spectral(ClosedForm):
         Which matrix a convolution is unfolded to: take the one by which it will be
         compressed. "spatial" falls back to "output" on layers without two kernel axes.
     """
+
+    search_space: ClassVar[SearchSpace] = {"scheme": Options(SCHEMES)}
 
     def __init__(
         self,

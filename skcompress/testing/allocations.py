@@ -8,6 +8,7 @@ import numpy as np
 
 from ..protocols import Allocation, Curve, Layer, Spectrum
 from .estimators import checked_estimator
+from .spaces import corners
 
 
 def check_allocation(plugin: Allocation | type[Allocation]) -> None:
@@ -15,7 +16,7 @@ def check_allocation(plugin: Allocation | type[Allocation]) -> None:
 
     Laws: one answer per layer; a choice names an existing option and never costs more
     than dense; the same call gives the same answer; the layers are untouched; a layer
-    that cannot get smaller stays dense.
+    that cannot get smaller stays dense; what its `search_space` declares works.
     """
     allocation: Allocation = checked_estimator(plugin, Allocation)
     name = type(allocation).__name__
@@ -38,6 +39,8 @@ def check_allocation(plugin: Allocation | type[Allocation]) -> None:
             same_costs = np.array_equal(curve.costs, was.costs)
             same = same_costs and np.array_equal(curve.errors, was.errors)
             assert same, f"{name} changes the curves it is given"
+    for where, variant, _ in corners(allocation):
+        assert len(variant.allocate(layers, 1.0, 10)) == len(layers), f"{where}: answers"
 
 
 def _synthetic_layers() -> list[Layer]:

@@ -9,10 +9,12 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from ..errors import BudgetError
 from ..metrics import count_parameters
 from ..protocols import Compressor
 from .cases import small_models
 from .estimators import checked_estimator
+from .spaces import corners
 from .untouched import check_untouched, snapshot
 
 
@@ -22,7 +24,8 @@ def check_compressor(plugin: Compressor | type[Compressor]) -> None:
     Laws: fit and transform leave model, mode, hooks and global random state untouched;
     the result is a new module that runs, shares no storage with the input, keeps its
     mode and has no more parameters; the report knows its size; the same seed repeats; a
-    clone is unfitted; a class instead of a model is refused; an error leaves no trace.
+    clone is unfitted; a class instead of a model is refused; an error leaves no trace;
+    what its `search_space` declares works, or is too small a budget for the model.
     """
     compressor: Compressor = checked_estimator(plugin, Compressor)
     name = type(compressor).__name__
@@ -43,6 +46,7 @@ def check_compressor(plugin: Compressor | type[Compressor]) -> None:
         for a, b in zip(small.parameters(), again.parameters(), strict=True):
             assert torch.equal(a, b), f"{where}: the same settings give other weights"
         assert str(fitted.report_), f"{where}: an empty report"
+    _check_corners(compressor)
     _refuses(name, lambda: clone(compressor).fit(nn.Linear), "the class instead of an instance")
     broken: Any = nn.Sequential(nn.Linear(8, 8))
     with torch.no_grad():
@@ -50,6 +54,17 @@ def check_compressor(plugin: Compressor | type[Compressor]) -> None:
     state = snapshot(broken)
     _refuses(name, lambda: clone(compressor).fit(broken), "a NaN weight")
     check_untouched(f"{name} after an error", broken, state)
+
+
+def _check_corners(compressor: Compressor) -> None:
+    _, model, (inputs,) = next(m for m in small_models() if m[0] == "convolutional")
+    for where, variant, needs_data in corners(compressor):
+        try:
+            small = variant.fit_transform(model, inputs if needs_data else None)
+        except BudgetError:
+            continue
+        assert count_parameters(small) <= count_parameters(model), f"{where}: grows"
+        assert small(inputs).shape == model(inputs).shape, f"{where}: another output shape"
 
 
 def _refuses(name: str, call: Callable[[], object], what: str) -> None:

@@ -11,6 +11,7 @@ from ..factorized.chain import multiply_out
 from ..protocols import Curve, Decomposition, Factorization, Metric, Rank
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator
+from .spaces import corners
 
 
 def check_decomposition(
@@ -31,6 +32,7 @@ def check_decomposition(
     other beats; the full rank is exact; the same call gives the same factors; `trim` leaves
     the factorisation as it was. Where it
     writes `regress`, the same for outputs on inputs with a second moment far from white.
+    What its `search_space` declares works.
     """
     decomposition: Decomposition = checked_estimator(plugin, Decomposition)
     name = type(decomposition).__name__
@@ -54,6 +56,16 @@ def check_decomposition(
             _check_regression(where, decomposition, weight)
         check_unchanged(where, "factorize borrows the weight", before, weight)
     assert n_checked, f"{name} supports none of the weights that the check has"
+    _check_corners(decomposition, tolerance)
+
+
+def _check_corners(decomposition: Decomposition, tolerance: float) -> None:
+    weights = dict(awkward_weights())
+    for where, variant, _ in corners(decomposition):
+        for case in ("convolution", "wide (6, 40)"):
+            if variant.unsupported(weights[case].shape) is None:
+                curve = variant.factorize(weights[case]).curve
+                _check_curve(f"{where} on {case}", curve, weights[case], tolerance)
 
 
 def _check_regression(where: str, decomposition: Decomposition, weight: Tensor) -> None:

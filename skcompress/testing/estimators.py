@@ -9,11 +9,14 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from .spaces import check_declaration
+
 
 def checked_estimator(plugin: Any, kind: type) -> Any:
     """Give the plugin, or an instance with defaults of a plugin class, once it is checked.
 
-    Laws: it is a `kind`; it clones with the same parameters; it prints; it pickles.
+    Laws: it is a `kind`; it clones with the same parameters; it prints; it pickles; what
+    its `search_space` declares are parameters, and can be set.
     """
     estimator = plugin() if isinstance(plugin, type) else plugin
     name = type(estimator).__name__
@@ -24,6 +27,7 @@ def checked_estimator(plugin: Any, kind: type) -> Any:
     assert given.keys() == copied.keys(), f"{name}: clone has other parameters"
     assert repr(found) == repr(twin), f"{name}: repr changes under clone"
     pickle.loads(pickle.dumps(found))
+    check_declaration(found)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from sklearn.base import clone
@@ -12,6 +13,7 @@ from ..errors import ProximalError
 from ..protocols import Regularizer
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator
+from .spaces import corners
 
 
 def check_regularizer(plugin: Regularizer | type[Regularizer]) -> None:
@@ -22,7 +24,8 @@ def check_regularizer(plugin: Regularizer | type[Regularizer]) -> None:
     float64 at generic weights), and `gradient` and `gradients` give the same; where there
     is a `prox`, no other point nearby has a lower penalty plus distance; on a model it is
     `weight` times a sum in which shared weights count once, `add_grad_` adds the gradient
-    of that, with `every=2` twice as much every other time; strength zero gives zero.
+    of that, with `every=2` twice as much every other time; strength zero gives zero; what
+    its `search_space` declares works.
     """
     regularizer: Regularizer = checked_estimator(plugin, Regularizer)
     name = type(regularizer).__name__
@@ -43,6 +46,10 @@ def check_regularizer(plugin: Regularizer | type[Regularizer]) -> None:
         leaf = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
         assert torch.autograd.gradcheck(regularizer.penalty, leaf), f"{name}: gradcheck {shape}"
     _check_model(name, clone(regularizer).set_params(weight=0.5))
+    for where, variant, _ in corners(regularizer):
+        for case, weight in awkward_weights():
+            found = float(variant.penalty(weight))
+            assert 0 <= found < math.inf, f"{where} on {case}: penalty {found}"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

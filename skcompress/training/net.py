@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ModelCopyError
+from ..spaces import FloatRange, IntRange, SearchSpace
 from .mlp import MLP
 
 # What `fit` learns of the data before it makes a network.
@@ -43,6 +44,11 @@ class SklearnNet(NeuralNet):
     initialized_ = False
     history_ = None
     virtual_params_: ClassVar[dict[str, Any]] = {}
+
+    search_space: ClassVar[SearchSpace] = {
+        "lr": FloatRange(1e-4, 1e-2, log=True),
+        "max_epochs": IntRange(10, 100, log=True),
+    }
 
     training_ = False
     _target_checks: ClassVar[dict[str, Any]] = {}

@@ -15,11 +15,17 @@ from torch.nn.parameter import is_lazy
 from .. import registry
 from ..penalties import mean_penalty
 from ..protocols import Compressor
+from ..spaces import Plugins, SearchSpace
 from .net import SklearnNet
 
 
 class SmoothNet(SklearnNet):
     """A net with a regularizer and a compressor."""
+
+    search_space: ClassVar[SearchSpace] = {
+        "regularizer": Plugins("regularizers", by_name=True),
+        "compressor": Plugins("compressors", by_name=True, choose=False),
+    }
 
     prefixes_: ClassVar[list[str]] = [*NeuralNet.prefixes_, "regularizer", "compressor"]
     cuda_dependent_attributes_: ClassVar[list[str]] = ["dense_module_", "compressor_"]

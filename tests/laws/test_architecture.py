@@ -16,17 +16,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
     {"errors", "linalg", "unfolding"},
+    {"spaces"},
     {"protocols"},
     {"registry", "factorized", "decompositions", "allocations", "regularizers", "metrics",
      "plan"},
     {"selection"},
     {"calibration"},
     {"compressors", "penalties"},
-    {"testing", "training", "plotting"},
+    {"testing", "training", "tuning", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers"}
-OPEN_TO_PLUGINS = {"protocols", "errors", "linalg", "unfolding"}
+OPEN_TO_PLUGINS = {"protocols", "spaces", "errors", "linalg", "unfolding"}
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from skcompress.linalg import balanced_factors, leading_subspace
 from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
+from skcompress.spaces import IntRange, SearchSpace
 
 from .backend import torch_backend
 from .truncated_svd import TruncatedSVD, long_axes, matrix_stages
@@ -231,6 +232,11 @@ class CP(Decomposition):
     References: Hitchcock 1927; Lebedev et al. 2015, arXiv 1412.6553; Phan et al. 2020,
     arXiv 2008.05441.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "n_ranks": IntRange(6, 24),
+        "n_iter_max": IntRange(20, 100, log=True),
+    }
 
     def __init__(
         self,

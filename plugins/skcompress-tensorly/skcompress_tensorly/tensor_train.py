@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from skcompress.linalg import leading_subspace, short_side
 from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
+from skcompress.spaces import IntRange, SearchSpace
 
 from .backend import torch_backend
 from .train_shapes import core_sizes, rank_options, stage_segments, train_stages
@@ -197,6 +199,8 @@ class TensorTrain(Decomposition):
     References: Oseledets 2011, SIAM J. Sci. Comput. 33(5); Garipov et al. 2016,
     arXiv 1611.03214.
     """
+
+    search_space: ClassVar[SearchSpace] = {"n_ranks": IntRange(8, 32, log=True)}
 
     def __init__(self, n_ranks: int = 16):
         self.n_ranks = n_ranks

@@ -132,6 +132,19 @@ def test_conformance_of_compressors_with_these_decompositions():
     check_compressor(LowRankCompressor(decomposition=CP(n_ranks=4, n_iter_max=3), rank=0.6))
 
 
+def test_few_input_channels_with_data():
+    """Of three, the train cuts none at most ranks, and at some ends in no pointwise factor."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3))
+        images = torch.randn(8, 3, 10, 10)
+    for rank in (0.3, 0.8):
+        compressor = LowRankCompressor(decomposition="tensor_train", rank=rank)
+        small = compressor.fit_transform(model, images)
+        assert small(images).shape == model(images).shape
+        assert compressor.n_parameters_out_ <= rank * compressor.n_parameters_in_
+
+
 def test_options_of_tensor_train_on_a_later_checkpoint(model):
     compressor = LowRankCompressor(decomposition=TensorTrain(n_ranks=6), rank=0.5).fit(model)
     later = make_model()

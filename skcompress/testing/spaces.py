@@ -1,0 +1,52 @@
+"""Laws of what a plugin declares as worth searching."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+from sklearn.base import clone
+
+from .. import registry
+from ..spaces import FloatRange, IntRange, Options, Plugins, Space, declared_space
+
+
+def check_declaration(estimator: Any) -> None:
+    """Check `search_space` of an estimator.
+
+    Laws: it maps names of parameters to ranges of `skcompress.spaces`; both ends of each
+    range, every option and every plugin can be set, and survive clone, repr and pickle.
+    """
+    name = type(estimator).__name__
+    known = estimator.get_params(deep=False)
+    for parameter in declared_space(estimator):
+        assert parameter in known, f"{name}: search_space has {parameter!r}, which is no parameter"
+    for where, variant, _ in corners(estimator):
+        twin = clone(variant)
+        assert repr(twin) == repr(variant), f"{where}: repr changes under clone"
+        assert repr(pickle.loads(pickle.dumps(variant))) == repr(variant), f"{where}: pickle"
+
+
+def corners(estimator: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Yield a clone for each end of a range, each option and each plugin that is declared.
+
+    Before each stands what it is, for messages; after it, whether it needs data.
+    """
+    for parameter, space in declared_space(estimator).items():
+        for value in _values(space):
+            where = f"{type(estimator).__name__}({parameter}={value!r}), of its search_space"
+            variant = clone(estimator).set_params(**{parameter: value})
+            yield where, variant, space.needs_data
+
+
+def _values(space: Space) -> list[Any]:
+    if isinstance(space, FloatRange | IntRange):
+        return [space.low, space.high]
+    if isinstance(space, Options):
+        return [value for _, value in space.items]
+    assert isinstance(space, Plugins)
+    if not space.choose:
+        return []
+    names = registry.names(space.kind) if space.names is None else space.names
+    return [name for name in names if name not in space.leave_out]
