@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
     from .metrics import count_bytes, count_flops, count_parameters, measure_latency
-    from .plotting import SpectrumDisplay, WeightDisplay
+    from .plotting import ParetoDisplay, SpectrumDisplay, WeightDisplay
     from .regularizers.finite_difference import FirstDifference, SecondDifference
     from .regularizers.frobenius import FrobeniusNorm
     from .regularizers.group_lasso import GroupLasso
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .regularizers.schatten import SchattenNorm
     from .regularizers.stable_rank import StableRank
     from .training import SmoothClassifier, SmoothRegressor
-    from .tuning import suggest_params
+    from .tuning import CompressionSearch, suggest_params
 
 # Where each public name lives. Importing on first use keeps `import skcompress` quick.
 _HOMES = {
@@ -51,6 +51,8 @@ _HOMES = {
     "GroupLasso": "regularizers.group_lasso",
     "SmoothClassifier": "training",
     "SmoothRegressor": "training",
+    "CompressionSearch": "tuning",
+    "ParetoDisplay": "plotting",
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
@@ -62,6 +64,7 @@ _HOMES = {
 _MODULES = ("errors", "protocols", "registry", "spaces", "testing")
 
 __all__ = [
+    "CompressionSearch",
     "FirstDifference",
     "FrobeniusNorm",
     "GroupLasso",
@@ -72,6 +75,7 @@ __all__ = [
     "NuclearNorm",
     "NuclearRatio",
     "Orthogonality",
+    "ParetoDisplay",
     "SVDCompressor",
     "SchattenNorm",
     "SecondDifference",

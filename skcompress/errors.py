@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class SkcompressError(Exception):
@@ -455,4 +455,101 @@ class SpaceChangedError(SkcompressError, ValueError):
             f"the search space is not the one that study {study!r} began with: {listed}{more}. "
             "Bring it back (install what is missing; only= and override= as they were), begin a "
             "new study, or give each estimator of one objective a prefix= of its own"
+        )
+
+
+# --- searching -------------------------------------------------------------------------
+
+
+class ConstraintError(SkcompressError, ValueError):
+    """A condition of `constraints` that is not written as one."""
+
+    def __init__(self, received: object, known: Sequence[str]):
+        super().__init__(
+            f"a constraint is written as 'score >= 0.9', 'n_parameters <= 0.3 * dense' or "
+            f"'score >= dense - 0.01', with one of {', '.join(known)} on the left; got {received!r}"
+        )
+
+
+class MissingValidationError(SkcompressError, ValueError):
+    """The name of a scikit-learn scorer, without the arrays that it needs."""
+
+    def __init__(self, owner: str, scoring: str, received: object = None):
+        what = "" if received is None else f", which an object of type {type(received).__name__}"
+        super().__init__(
+            f"scoring={scoring!r} of {owner} needs validation=(inputs, targets) in fit"
+            + (f"{what} is not" if what else "")
+            + "; or pass a callable, scoring(model) -> float"
+        )
+
+
+class ValidationShapeError(SkcompressError, ValueError):
+    """Validation targets that do not go with what the network gives."""
+
+    def __init__(self, targets: str, outputs: str):
+        super().__init__(
+            f"validation has {targets}, and the network gives {outputs}: the two must go "
+            "together, or pass a callable, scoring(model) -> float"
+        )
+
+
+class ScoreError(SkcompressError, ValueError):
+    """A score that is not a finite number."""
+
+    def __init__(self, received: object):
+        super().__init__(f"scoring must give a finite number; got {received!r}")
+
+
+class DenseScoreError(SkcompressError, ValueError):
+    """A `scoring` that fails for the uncompressed model, and so would in every trial."""
+
+    def __init__(self, cause: BaseException):
+        super().__init__(
+            f"scoring fails for the uncompressed model: {type(cause).__name__}: {cause}"
+        )
+
+
+class StorageError(SkcompressError, RuntimeError):
+    """A study that cannot be opened where it is to be stored."""
+
+    def __init__(self, storage: object, cause: BaseException):
+        shown = repr(storage) if isinstance(storage, str) else type(storage).__name__
+        super().__init__(
+            f"storage={shown} of CompressionSearch cannot be used: {type(cause).__name__}: {cause}"
+        )
+
+
+class StudyMismatchError(SkcompressError, ValueError):
+    """A study that was begun with other settings than those it is to be resumed with."""
+
+    def __init__(self, study: str, setting: str, received: object, stored: object):
+        super().__init__(
+            f"study {study!r} was begun with {setting} {stored}, this search has {received}: "
+            "trials of the two cannot be compared. Use the same again, or another study_name"
+        )
+
+
+class FailedTrialsError(SkcompressError, RuntimeError):
+    """A search of which not one trial gave a result."""
+
+    def __init__(self, n_trials: int, first: str):
+        if not n_trials:
+            message = "no trial was finished in time: allow a longer timeout"
+        else:
+            message = f"all {n_trials} trials of the search failed; the first with {first}"
+        super().__init__(message)
+
+
+class UnsatisfiedConstraintError(SkcompressError, ValueError):
+    """A search of which no trial met the constraints.
+
+    `nearest` is the trial that came closest, as its row in `trials_`.
+    """
+
+    def __init__(self, nearest: Mapping[str, object], missed: Sequence[str], n_trials: int):
+        self.nearest = dict(nearest)
+        super().__init__(
+            f"none of {n_trials} trials meets the constraints. The nearest is trial "
+            f"{nearest['trial']}: {'; '.join(missed)}; with {nearest['params']}. Loosen the "
+            "constraints, search more trials, or widen the space"
         )

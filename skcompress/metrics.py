@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,18 +59,54 @@ def flop_counter() -> Iterator[Any]:
     """Count what is computed inside with a `torch.utils.flop_counter.FlopCounterMode`.
 
     torch's fused transformer kernels, which the counter takes for nothing, stand aside
-    meanwhile, and attention counts on the CPU as it does on a GPU.
+    meanwhile, and attention counts on the CPU as it does on a GPU. What other threads compute
+    does not count.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
+    # It notes by hooks of all modules which of them run: those of other threads as well.
+    tracker: Any = counter.mod_tracker
+    tracker._fw_pre_hook = _in_this_thread(tracker._fw_pre_hook)
+    tracker._fw_post_hook = _in_this_thread(tracker._fw_post_hook)
+    with _without_fast_path(), counter:
+        yield counter
+
+
+def _in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+    own = threading.get_ident()
+
+    def guarded(*args: Any) -> None:
+        if threading.get_ident() == own:
+            hook(*args)
+
+    return guarded
+
+
+class _FastPath:
+    """Whether torch's fused transformer kernels were on before the first thread was here."""
+
+    lock = threading.Lock()
+    n_threads = 0
+    before = True
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Switch torch's fused transformer kernels off, for as long as any thread is inside."""
+    with _FastPath.lock:
+        if not _FastPath.n_threads:
+            _FastPath.before = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _FastPath.n_threads += 1
     try:
-        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-            yield counter
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        with _FastPath.lock:
+            _FastPath.n_threads -= 1
+            if not _FastPath.n_threads:
+                torch.backends.mha.set_fastpath_enabled(_FastPath.before)
 
 
 def _attention_flops(

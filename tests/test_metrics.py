@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import threading
+
+import pytest
 import torch
 from torch import nn
 
 from skcompress import count_bytes, count_flops, count_parameters, measure_latency
+from skcompress.metrics import flop_counter
 
 
 def test_shared_parameters_count_once():
@@ -49,3 +53,49 @@ def test_flops_of_attention_whatever_kernel_computes_it():
     assert count_flops(layer.self_attn, x, x, x, need_weights=False) == 2 * 15 * 1024 + attention
     assert count_flops(layer.self_attn, x, x, x) == 2 * 15 * 1024 + attention
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Waiting(nn.Module):
+    """Says that its forward has begun, and ends it when told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.begun, self.told = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        self.begun.set()
+        assert self.told.wait(10)
+        return self.inner(x)
+
+
+def test_what_other_threads_compute_does_not_count():
+    other, x = Waiting(), torch.zeros(1, 4)
+    with flop_counter() as counter:
+        thread = threading.Thread(target=other, args=(x,))
+        thread.start()
+        assert other.begun.wait(10)
+        nn.Linear(4, 4)(x)
+        other.told.set()
+        thread.join()
+    assert counter.get_total_flops() == 32
+    assert "Waiting" not in counter.get_flop_counts()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_threads_that_count_leave_the_fused_kernels_as_they_were(enabled):
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        other = Waiting()
+        thread = threading.Thread(target=count_flops, args=(other, torch.zeros(1, 4)))
+        with flop_counter():
+            thread.start()
+            assert other.begun.wait(10)
+        # The first to come is gone, the second still counts.
+        assert not torch.backends.mha.get_fastpath_enabled()
+        other.told.set()
+        thread.join()
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -10,6 +10,13 @@ from .tree import Tree
 _KEY = "search_space"
 
 
+def require_begun(tree: Tree, study: Any) -> None:
+    """Refuse a study that began with another space, before any trial of it."""
+    known = study.user_attrs.get(_KEY)
+    if known is not None:
+        _as_begun(tree, known, study.study_name)
+
+
 def draw(tree: Tree, trial: Any, prefix: str) -> dict[str, Any]:
     """Draw from the tree as the trial's study began with it.
 

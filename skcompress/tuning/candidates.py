@@ -1,0 +1,99 @@
+"""From what people pass as `estimator` and `space` to a tree of names to draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from sklearn.base import clone
+from sklearn.utils._param_validation import InvalidParameterError
+
+from .. import registry
+from ..errors import EstimatorTypeError
+from .frozen import draw, require_begun
+from .space import choice_of, search_space
+from .tree import Tree
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is searched: one estimator, or the choice between several.
+
+    one : the estimator; None where the tree chooses it
+    tree : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
+    """
+
+    one: Any
+    tree: Tree
+
+    def require_begun(self, study: optuna.Study) -> None:
+        """Refuse a study that began with another space, before any trial."""
+        require_begun(self.tree, study)
+
+    def drawn(self, trial: Any, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Give an estimator as a trial chooses it, and what was set on it.
+
+        seed : for every `random_state` in it that is None
+        """
+        params = draw(self.tree, trial, "")
+        found = params["estimator"] if self.one is None else clone(self.one).set_params(**params)
+        seeds = {
+            name: seed
+            for name, value in found.get_params().items()
+            if value is None and name.rpartition("__")[2] == "random_state"
+        }
+        return found.set_params(**seeds), params
+
+
+def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Candidates:
+    """Understand what is to be searched.
+
+    estimator : an estimator or the name of a compressor; a list of these, or a mapping of
+        label -> estimator, to choose from
+    space : None for all that they declare; names or glob patterns, for those only; a mapping
+        of name -> range, list of choices or value, for exactly these, with `...` for what is
+        declared
+    """
+    only, override = _restrictions(space)
+    if isinstance(estimator, list | tuple | Mapping):
+        several = _labelled(owner, estimator)
+        return Candidates(None, choice_of(several, only, override, with_data=with_data))
+    one = _made(owner, estimator)
+    return Candidates(one, search_space(one, only, override, with_data=with_data))
+
+
+def _restrictions(space: Any) -> tuple[Any, dict[str, Any] | None]:
+    """Arguments `only` and `override` of `suggest_params`."""
+    if not isinstance(space, Mapping):
+        return space, None
+    only = tuple(name for name, value in space.items() if value is ...)
+    return only, {name: value for name, value in space.items() if value is not ...}
+
+
+def _labelled(owner: str, estimators: Any) -> dict[str, Any]:
+    if isinstance(estimators, Mapping):
+        named = [(str(label), _made(owner, value)) for label, value in estimators.items()]
+    else:
+        named = [(_label(value), _made(owner, value)) for value in estimators]
+    labels = [label for label, _ in named]
+    if not labels or len(set(labels)) < len(labels):
+        raise InvalidParameterError(
+            f"The 'estimator' parameter of {owner} must be one estimator, or several of "
+            "different names: a mapping of label to estimator tells apart those of one class. "
+            f"Got {labels} instead."
+        )
+    return dict(named)
+
+
+def _label(estimator: Any) -> str:
+    return estimator if isinstance(estimator, str) else type(estimator).__name__
+
+
+def _made(owner: str, estimator: Any) -> Any:
+    if isinstance(estimator, str):
+        return registry.make("compressors", estimator)
+    if isinstance(estimator, type) or not hasattr(estimator, "fit_transform"):
+        raise EstimatorTypeError(owner, estimator)
+    return estimator

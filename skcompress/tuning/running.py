@@ -1,0 +1,93 @@
+"""Carrying out the trials of a study."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import asdict
+
+import joblib
+import optuna
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from sklearn.exceptions import FitFailedWarning
+from torch import nn
+
+from ..errors import DenseScoreError, ModelCopyError
+from .evaluation import Evaluation
+from .gate import Gate
+from .objectives import Measurement, Meter
+from .progress import progress
+from .studies import is_finished
+
+_DENSE = "dense"
+
+
+def dense_measurement(
+    study: optuna.Study, meter: Meter, gate: Gate, model: nn.Module
+) -> Measurement:
+    """Measure a copy of the uncompressed model, once in a study: all compare with the same."""
+    known = study.user_attrs.get(_DENSE)
+    if known is None:
+        try:
+            dense = copy.deepcopy(model).eval()
+        except Exception as cause:
+            raise ModelCopyError(cause) from cause
+        size = meter.size(dense)
+        try:
+            score = meter.score(dense, FixedTrial({}))
+        except Exception as cause:
+            raise DenseScoreError(cause) from cause
+        with gate.alone():
+            found = Measurement(score=score, latency=meter.latency(dense), **size)
+        study.set_user_attr(_DENSE, asdict(found))
+        # Another process may have written in between: what is there now holds for both.
+        known = study.user_attrs[_DENSE]
+    return Measurement(**known)
+
+
+def run(
+    study: optuna.Study,
+    evaluation: Evaluation,
+    *,
+    n_trials: int | None,
+    timeout: float | None,
+    n_jobs: int | None,
+    verbose: bool | int,
+) -> None:
+    """Go on until the study has `n_trials` finished trials, or until `timeout` seconds from now.
+
+    What goes wrong in a trial is noted with it, and warned of in the end.
+    """
+    done = _finished(study)
+    left = None if n_trials is None else n_trials - len(done)
+    if left is None or left > 0:
+
+        def stop(study: optuna.Study, trial: FrozenTrial) -> None:
+            # Other processes may be at the same study.
+            if n_trials is not None and len(_finished(study)) >= n_trials:
+                study.stop()
+
+        with progress(evaluation.objectives, done, n_trials, verbose) as bar:
+            study.optimize(
+                evaluation, n_trials=left, timeout=timeout, n_jobs=_threads(n_jobs),
+                catch=(Exception,), callbacks=[bar, stop],
+            )  # fmt: skip
+    errors = [t.user_attrs["error"] for t in _finished(study) if t.state == TrialState.FAIL]
+    if errors and evaluation.first_error is not None:
+        warnings.warn(
+            f"{len(errors)} trials failed, the first with {errors[0]}; each has its message as "
+            'user attribute "error" in study_.trials',
+            FitFailedWarning,
+            stacklevel=4,
+        )
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if is_finished(trial)]
+
+
+def _threads(n_jobs: int | None) -> int:
+    """Count as joblib does: -1 for one on each core."""
+    if n_jobs is None:
+        return 1
+    return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)

@@ -1,0 +1,304 @@
+"""Searching the parameters of compressors, and how small against how good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from optuna.samplers import BaseSampler
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+)
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ..calibration import device_of, same_randomness
+from ..compressors.sharing import Shared, share
+from ..protocols import Compressor
+from ..selection import check_model
+from .candidates import Candidates, candidates
+from .choosing import chosen, completed_rows, front_of
+from .constraints import Constraint, parse_all
+from .evaluation import Evaluation
+from .gate import Gate
+from .identity import described
+from .objectives import Meter, checked_objectives, example_of
+from .progress import quiet
+from .running import dense_measurement, run
+from .scoring import make_scorer
+from .studies import SAMPLERS, begin, open_study
+from .trials import TrialTable
+
+
+class CompressionSearch(Compressor):
+    """Searches the parameters of compressors with Optuna, and keeps the best compromises.
+
+    Parameters
+    ----------
+    estimator : estimator, str, or several
+        What compresses: a compressor, a `Pipeline` of them, or a registered name. A list, or
+        a mapping of label -> estimator: the choice between them is searched too.
+    space : None, names, or mapping
+        What is searched. None: all that the estimators declare. Names or glob patterns: those
+        only. A mapping of name -> range (`skcompress.spaces`), list of choices, or fixed value:
+        exactly these; `...` stands for what is declared. A rank for groups of layers is
+        ``{"rank": {"body": FloatRange(0.1, 0.9), "head": FloatRange(0.1, 0.5)}}``.
+    scoring : callable or str
+        ``(model) -> float``, more is better; or ``(model, trial) -> float``, which may report
+        to the trial and prune it. Or the name of a scikit-learn scorer, for the arrays
+        `validation` of `fit`. The model is in eval mode, a copy; with `n_jobs` several threads
+        call it at a time. None where no objective and no constraint is about the score.
+    objectives : str or tuple of str
+        Of "score", "n_parameters", "flops" (of one forward of the first input), "bytes",
+        "latency" (seconds of that forward, measured while no other trial of this process
+        computes). One is made best; of several, the best compromises are found.
+    n_trials : int or None
+        How many finished trials the study is to have in the end, those that were there before
+        and those of other processes among them. None: until `timeout`.
+    timeout : float or None
+        Seconds after which no further trial begins.
+    sampler : {"tpe", "nsgaii", "random"}, Optuna sampler or None
+        Draws the parameters; None for "tpe".
+    pruner : Optuna pruner or None
+        Stops trials that `scoring` reports on, with one objective.
+    storage : str, Optuna storage or None
+        Where the study is kept: in memory, in a database such as "sqlite:///study.db", ...
+    study_name : str or None
+        With a storage, the study of that name goes on where it stopped.
+    n_jobs : int or None
+        Threads; each carries out a trial.
+    random_state : int, RandomState or None
+        An int: the same study each time, with one thread. It seeds the sampler (of a name) and
+        all compressors that leave theirs None. Processes that share a study need different ones.
+    refit : {"best", "knee"} or callable
+        Which of `pareto_front_` `best_model_` is built of: the best by the first objective; the
+        one where the front bulges out most; or the index that ``(front) -> int`` gives.
+    constraints : str or tuple of str
+        What results have to meet: "score >= dense - 0.01", "n_parameters <= 0.3 * dense",
+        "latency <= 0.002". `dense` is what the uncompressed model has.
+    cache_memory : float, default=2 GiB
+        Bytes for what trials have in common: factorisations of weights, statistics of inputs.
+        Computed once, and let go at the end of `fit`.
+    verbose : bool or int
+        1 shows a progress bar, 2 Optuna's own messages too.
+
+    Attributes
+    ----------
+    study_ : optuna.Study. User attributes of its trials have all that was measured, of failed
+        ones "error".
+    pareto_front_ : TrialTable, the trials that meet the constraints and that no other one
+        beats, best first by the first objective; prints as a table, `to_pandas()`
+    trials_ : TrialTable of all completed trials
+    dense_ : Measurement of the uncompressed model
+    constraints_ : tuple of Constraint, as they were understood
+    best_trial_ : Row of `pareto_front_` that was chosen
+    best_params_ : dict, what was set on the estimator; of several, {"estimator": it}
+    best_compressor_ : the estimator with these, fitted
+    best_model_ : torch.nn.Module
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from skcompress import SVDCompressor
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> inputs = torch.randn(100, 64)
+    >>> def agreement(small):
+    ...     return float((small(inputs).argmax(1) == model(inputs).argmax(1)).float().mean())
+    >>> search = CompressionSearch(SVDCompressor(), "rank", scoring=agreement, n_trials=5,
+    ...                            random_state=0).fit(model)
+    >>> search.best_trial_.found.n_parameters < search.dense_.n_parameters
+    True
+
+    Raises
+    ------
+    UnknownNameError, ConstraintError : an objective or a constraint that is none
+    MissingValidationError, MissingDataError : what a setting needs, and is not there
+    DenseScoreError : `scoring` fails for the uncompressed model already
+    StorageError, StudyMismatchError, SpaceChangedError : a study that cannot be opened, or was
+        begun with something else
+    FailedTrialsError : no trial gave a result
+    UnsatisfiedConstraintError : none meets the constraints
+
+    References
+    ----------
+    Akiba et al. 2019, arXiv 1907.10902 (Optuna); Watanabe 2023, arXiv 2304.11127 (TPE); Deb et
+    al. 2002, IEEE Trans. Evol. Comput. 6 (NSGA-II).
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "objectives": [str, list, tuple],
+        "scoring": [None, str, callable],
+        "n_trials": [None, Interval(Integral, 1, None, closed="left")],
+        "timeout": [None, Interval(Real, 0, None, closed="neither")],
+        "sampler": [None, StrOptions(set(SAMPLERS)), BaseSampler],
+        "pruner": [None, HasMethods("prune")],
+        "study_name": [None, str],
+        "n_jobs": [
+            None,
+            Interval(Integral, 1, None, closed="left"),
+            Interval(Integral, None, -1, closed="right"),
+        ],
+        "random_state": ["random_state"],
+        "refit": [StrOptions({"best", "knee"}), callable],
+        "constraints": [None, str, list, tuple],
+        "cache_memory": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        space: Any = None,
+        *,
+        scoring: Any,
+        objectives: Any = ("score", "n_parameters"),
+        n_trials: int | None = 100,
+        timeout: float | None = None,
+        sampler: Any = None,
+        pruner: Any = None,
+        storage: Any = None,
+        study_name: str | None = None,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        refit: Any = "best",
+        constraints: Any = (),
+        cache_memory: float = 2**31,
+        verbose: bool | int = False,
+    ):
+        self.estimator = estimator
+        self.space = space
+        self.scoring = scoring
+        self.objectives = objectives
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.sampler = sampler
+        self.pruner = pruner
+        self.storage = storage
+        self.study_name = study_name
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.refit = refit
+        self.constraints = constraints
+        self.cache_memory = cache_memory
+        self.verbose = verbose
+
+    def fit(
+        self, model: nn.Module, data: object = None, validation: object = None
+    ) -> CompressionSearch:
+        """Search, and build the chosen compromise; `model` stays as it is.
+
+        data : unlabelled inputs that the compressors are fitted with, as they take it
+        validation : (inputs, targets) for a scorer that is given by name
+        """
+        self._validate_params()
+        owner = type(self).__name__
+        objectives = checked_objectives(owner, self.objectives)
+        constraints = parse_all(self.constraints)
+        wanted = {*objectives, *(constraint.name for constraint in constraints)}
+        check_model(owner, model)
+        scorer = None
+        if self.scoring is not None:
+            scorer = make_scorer(owner, self.scoring, validation)
+        self._check_together(wanted)
+        inputs = validation[0] if isinstance(validation, tuple | list) and validation else None
+        example = example_of(owner, wanted, (data, inputs), model)
+        meter = Meter(scorer, example, "latency" in wanted)
+        searched = candidates(owner, self.estimator, self.space, with_data=data is not None)
+        with quiet(int(self.verbose)), same_randomness(device_of(model)):
+            self._search(model, data, searched, meter, objectives, constraints)
+        return self
+
+    def transform(self, model: nn.Module) -> nn.Module:
+        """Compress `model`, the fitted one or a later one, with the chosen compressor."""
+        check_is_fitted(self, "best_compressor_")
+        return self.best_compressor_.transform(model)  # type: ignore[no-any-return]
+
+    def fit_transform(  # type: ignore[override]
+        self, model: nn.Module, data: object = None, validation: object = None
+    ) -> nn.Module:
+        """`fit`, then `best_model_`."""
+        return self.fit(model, data, validation).best_model_
+
+    def inverse_transform(self, model: nn.Module) -> nn.Module:
+        """Give back dense layers, where the chosen compressor can."""
+        check_is_fitted(self, "best_compressor_")
+        return self.best_compressor_.inverse_transform(model)  # type: ignore[no-any-return]
+
+    def _check_together(self, wanted: set[str]) -> None:
+        """Refuse settings that leave each other without sense."""
+        owner = type(self).__name__
+        if self.n_trials is None and self.timeout is None:
+            raise InvalidParameterError(
+                f"The 'n_trials' parameter of {owner} must be an int where there is no timeout: "
+                "the search would never end. Got None instead."
+            )
+        if self.scoring is None and "score" in wanted:
+            raise InvalidParameterError(
+                f"The 'scoring' parameter of {owner} must be a callable or a name, since the "
+                "score is an objective or in a constraint. Got None instead."
+            )
+
+    def _search(
+        self,
+        model: nn.Module,
+        data: object,
+        searched: Candidates,
+        meter: Meter,
+        objectives: Sequence[str],
+        constraints: Sequence[Constraint],
+    ) -> None:
+        seed = None
+        if self.random_state is not None:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        study = open_study(
+            objectives,
+            sampler=self.sampler or "tpe",
+            pruner=self.pruner,
+            storage=self.storage,
+            name=self.study_name,
+            seed=seed,
+            constrained=bool(constraints),
+        )
+        begin(
+            study,
+            objectives,
+            {
+                "objectives": list(objectives),
+                "constraints": [constraint.text for constraint in constraints],
+                "model": described(model),
+            },
+        )
+        searched.require_begun(study)
+        self.study_, self.constraints_ = study, constraints
+        gate = Gate()
+        self.dense_ = dense_measurement(study, meter, gate, model)
+        evaluation = Evaluation(
+            model=model,
+            data=data,
+            candidates=searched,
+            objectives=objectives,
+            constraints=constraints,
+            meter=meter,
+            gate=gate,
+            dense=self.dense_,
+            seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) // 2,
+            shared=Shared(self.cache_memory),
+        )
+        run(
+            study, evaluation, n_trials=self.n_trials, timeout=self.timeout, n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )  # fmt: skip
+        rows = completed_rows(study, evaluation.first_error)
+        self.trials_ = TrialTable(rows, self.dense_)
+        front = front_of(rows, objectives, constraints, self.dense_)
+        self.pareto_front_ = TrialTable(front, self.dense_)
+        self.best_trial_ = chosen(self.pareto_front_, objectives, self.refit)
+        compressor, self.best_params_ = evaluation.estimator(study.trials[self.best_trial_.number])
+        self.best_model_ = compressor.fit_transform(model, data)
+        self.best_compressor_ = share(compressor, None)

@@ -1,0 +1,54 @@
+"""Trials that have factorisations and statistics in common."""
+
+from __future__ import annotations
+
+import pytest
+from search_cases import INPUTS, MODEL, search
+
+from skcompress.compressors import base
+from skcompress.decompositions.spatial_svd import SpatialSVD
+from skcompress.decompositions.svd import SVD
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the weights that are factorised, one entry each time."""
+    seen: list[tuple[int, ...]] = []
+    for kind in (SVD, SpatialSVD):
+        for name in ("factorize", "regress"):
+            done = getattr(kind, name)
+
+            def noted(self, weight, *rest, done=done):
+                seen.append(tuple(weight.shape))
+                return done(self, weight, *rest)
+
+            monkeypatch.setattr(kind, name, noted)
+    return seen
+
+
+@pytest.mark.parametrize("data", [None, INPUTS])
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_each_weight_is_factorised_once_whatever_the_ranks(calls, data, n_jobs):
+    given = {"estimator": base_compressor(), "n_trials": 8, "n_jobs": n_jobs}
+    found = search(**given, space=["rank", "allocation"]).fit(MODEL, data)
+    assert len(found.trials_) >= 6
+    assert sorted(calls) == [(3, 16), (16, 24), (24, 16)]
+
+
+def base_compressor() -> base.FactorizingCompressor:
+    from skcompress import SVDCompressor
+
+    return SVDCompressor(scheme="output", reconstruction="independent", recalibrate_norm=False)
+
+
+def test_without_memory_nothing_is_shared_and_all_is_the_same(calls):
+    given = {"estimator": base_compressor().set_params(reconstruction="auto"), "n_trials": 4}
+    shared = search(**given).fit(MODEL)
+    n_shared = len(calls)
+    alone = search(**given, cache_memory=0).fit(MODEL)
+    assert len(calls) - n_shared == 5 * n_shared == 15  # of each trial, and of the refit
+    assert [t.values for t in alone.study_.trials] == [t.values for t in shared.study_.trials]
+
+
+def test_nothing_is_kept_after_the_fit():
+    assert search(n_trials=1).fit(MODEL).best_compressor_._shared is None
