@@ -16,7 +16,7 @@ from .comparison import output_errors
 from .divergence import Reference, divergence
 from .gradients import kfac_energy, output_moments
 from .lockstep import Lockstep
-from .norm_statistics import estimated
+from .norm_statistics import estimated, own_statistics
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
 from .weight_gradients import weight_gradients
@@ -45,6 +45,7 @@ __all__ = [
     "observer",
     "output_errors",
     "output_moments",
+    "own_statistics",
     "same_randomness",
     "stream",
     "weight_gradients",
