@@ -20,7 +20,7 @@ from ..calibration import (
 )
 from ..linalg import cholesky
 from ..selection import Site
-from .sharing import Known
+from .sharing import Known, Shared
 
 # Of a second moment of gradients, in units of the mean of its diagonal.
 DAMPING = 1e-3
@@ -53,17 +53,21 @@ class Calibration:
         batches: Batches,
         model: nn.Module,
         sites: Sequence[Site],
-        known: Known,
+        known: Known | None = None,
         *,
         memory: float,
         max_positions: int | None,
         random_state: Any,
     ) -> Calibration:
-        """Run the first batch, for what the factorisations have to know beforehand."""
+        """Run the first batch, for what the factorisations have to know beforehand.
+
+        known : earlier results; None for a fit that shares nothing
+        """
         names = sorted({site.users[0][0] for site in sites})
         seed = 0
         if random_state is not None:
             seed = int(check_random_state(random_state).randint(2**31 - 1))
+        known = known or Known(Shared(memory=0), None)
         key = known.key("normalizations", *names)
         return cls(
             batches,

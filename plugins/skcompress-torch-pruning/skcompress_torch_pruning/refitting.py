@@ -7,19 +7,16 @@ layer will meet, and the goal is what the original layer gave from what it met.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from skcompress.calibration import Anchored, Lockstep, device_of, same_randomness
-from skcompress.compressors.calibrated import Calibration, noise
-from skcompress.compressors.factorizing import add_offset
-from skcompress.compressors.sequential import RIDGE
+from skcompress.compressors.calibrated import Calibration
+from skcompress.compressors.factorizing import add_offset, missing_mean
+from skcompress.compressors.in_order import Goal, InOrder, StandIn
 from skcompress.decompositions.regression import least_squares
-from skcompress.protocols import Metric
 from skcompress.selection import Site
 
 from .groups import Removal
@@ -52,24 +49,9 @@ def refitted(
     sites : weights of the layers to be fitted; each alone in its layer
     gone : what goes of each layer
     """
-    by_name = {site.name: site for site in sites}
-    fits: dict[str, Fit] = {}
-    with same_randomness(device_of(model)), torch.no_grad():
-        networks = Lockstep(
-            model, by_name, calibration.batches,
-            max_positions=calibration.max_positions, seed=calibration.seed,
-        )  # fmt: skip
-        total = len(networks)
-        for name in tqdm(networks, desc="refit", unit="layer", total=total, disable=not verbose):
-            site = by_name[name]
-            found = networks.anchored(name, {"": site.slot}).get("")
-            layer = networks.pristine(name)
-            lost = gone.get(name, ([], []))[1]
-            fits[name] = _fit(layer, lost, found, calibration.offset_to(site))
-            stand_in = copied(layer)
-            networks.replace(name, stand_in)
-            apply_(networks.successor, {name: fits[name]})
-    return fits
+    refit = _Refit(gone, calibration)
+    refit.go(model, sites, verbose)
+    return refit.fits
 
 
 def apply_(module_of: object, fits: dict[str, Fit]) -> None:
@@ -77,33 +59,45 @@ def apply_(module_of: object, fits: dict[str, Fit]) -> None:
     for name, fit in fits.items():
         layer = module_of(name)  # type: ignore[operator]
         with torch.no_grad():
-            weight = matrix(layer)
-            weight.copy_(fit.weight)
+            matrix(layer).copy_(fit.weight)
             if fit.offset is not None and fit.offset_to is not None:
                 add_offset(module_of(fit.offset_to), fit.offset)  # type: ignore[operator]
 
 
-def _fit(
-    layer: nn.Module, lost: Collection[int], found: Anchored | None, offset_to: str | None
-) -> Fit:
-    weight = matrix(layer)
-    kept = torch.ones(weight.shape[0], weight.shape[2], dtype=torch.bool, device=weight.device)
-    kept[columns(weight, lost)] = False
-    result = weight.clone()
-    result[~kept[:, None].expand(result.shape[:3])] = 0
-    if found is None:  # no batch reaches it
-        return Fit(result)
-    moments = found if offset_to is None else found.centred()
-    rest = noise(found.gram)
-    size = weight[0, 0, 0].numel()
-    for g, group in enumerate(weight):
-        inputs = kept[g].repeat_interleave(size)
-        part = group[:, kept[g]].float()
-        gram, cross = moments.gram[g].to(part.device), moments.cross[g].to(part.device)
-        metric = Metric(gram[inputs][:, inputs], cross[:, inputs], 0.0, ridge=RIDGE, noise=rest[g])
-        if part.numel():
-            result[g, :, kept[g]] = least_squares(part, metric).to(result)
-    if offset_to is None:
-        return Fit(result)
-    given = torch.einsum("gon,gn->go", result.flatten(2).double(), found.inputs.to(weight.device))
-    return Fit(result, (found.outputs.to(given) - given).flatten(), offset_to)
+class _Refit(InOrder):
+    """Least squares on the channels that are still read."""
+
+    def __init__(self, gone: Removal, calibration: Calibration):
+        super().__init__(calibration, None)
+        self._gone = gone
+        self.fits: dict[str, Fit] = {}
+
+    def fit_site(self, site: Site, goal: Goal) -> None:
+        weight = site.slot.read().detach()
+        kept, result = self._without(site.name, weight)
+        size = weight[0, 0, 0].numel()
+        for g, (group, metric) in enumerate(zip(weight, goal.metrics, strict=True)):
+            inputs = kept[g].repeat_interleave(size)
+            part = group[:, kept[g]].float()
+            if part.numel():
+                own = replace(
+                    metric, gram=metric.gram[inputs][:, inputs], cross=metric.cross[:, inputs]
+                )
+                result[g, :, kept[g]] = least_squares(part, own).to(result)
+        offset = None if goal.means is None else missing_mean(result, *goal.means)
+        self.fits[site.name] = Fit(result, offset, goal.offset_to)
+
+    def stand_in(self, name: str, module: nn.Module, sites: Sequence[Site]) -> StandIn:
+        if name not in self.fits:  # no batch reaches it
+            self.fits[name] = Fit(self._without(name, matrix(module))[1])
+        fit, result = self.fits[name], copied(module)
+        matrix(result).copy_(fit.weight)
+        return StandIn(result, fit.offset, fit.offset_to)
+
+    def _without(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Which inputs (groups, in) stay, and the weight with zeros for the others."""
+        kept = torch.ones(weight.shape[0], weight.shape[2], dtype=torch.bool, device=weight.device)
+        kept[columns(weight, self._gone.get(name, ([], []))[1])] = False
+        result = weight.clone()
+        result[~kept[:, None].expand(result.shape[:3])] = 0
+        return kept, result
