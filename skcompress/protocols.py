@@ -429,6 +429,7 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     """
 
     search_space: ClassVar[SearchSpace] = {}
+
     # Results in common with other fits, as `compressors.sharing.share` sets it.
     _shared: Any = None
 

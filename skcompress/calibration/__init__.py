@@ -15,7 +15,7 @@ from .comparison import output_errors
 from .divergence import Reference, divergence
 from .gradients import kfac_energy, output_moments
 from .lockstep import Lockstep
-from .norm_statistics import estimated
+from .norm_statistics import estimated, own_statistics
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
 
@@ -40,6 +40,7 @@ __all__ = [
     "observer",
     "output_errors",
     "output_moments",
+    "own_statistics",
     "same_randomness",
     "stream",
 ]

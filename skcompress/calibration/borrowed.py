@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,18 +64,25 @@ def put(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
                 setattr(parent, name, replacement)
 
 
+# The states are those of the whole process: of two threads at a time, one would put back what the
+# other has drawn.
+_alone = threading.RLock()
+
+
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
     """Restore the global random states afterwards: of torch, numpy and Python.
 
     Even a DataLoader that does not shuffle draws from torch's, and what shuffles or
-    augments gives the same batches each time that this starts from the same state.
+    augments gives the same batches each time that this starts from the same state. One thread
+    at a time: others wait.
     """
-    of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+    with _alone:
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

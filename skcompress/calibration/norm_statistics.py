@@ -14,6 +14,11 @@ from .collect import forward
 from .normalization import fixed
 
 
+def own_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Find the batch normalisations that normalise by statistics of their own, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and fixed(m)}
+
+
 def estimated(model: nn.Module, data: Batches) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance of what each batch normalisation is given on the data, by its name.
 
@@ -21,7 +26,7 @@ def estimated(model: nn.Module, data: Batches) -> dict[str, tuple[Tensor, Tensor
     after it sees inputs as it will see them. Those that no batch reaches are left out.
     """
     observed = observer(model)
-    norms = {n: m for n, m in observed.named_modules() if isinstance(m, _BatchNorm) and fixed(m)}
+    norms = own_statistics(observed)
     found = {name: _Spread(norm) for name, norm in norms.items()}
     if norms:
         with same_randomness(device_of(observed)), torch.no_grad():

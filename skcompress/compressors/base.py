@@ -78,6 +78,7 @@ class FactorizingCompressor(Compressor):
         "refit_dense": ["boolean"],
         "recalibrate_norm": ["boolean", StrOptions({"auto"})],
         "fold_norm": ["boolean"],
+        "measure": ["boolean"],
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
         "max_positions": [None, Interval(Integral, 1, None, closed="left")],
         "layers": _PATTERNS,
@@ -113,6 +114,7 @@ class FactorizingCompressor(Compressor):
         refit_dense: bool = False,
         recalibrate_norm: Any = "auto",
         fold_norm: bool = False,
+        measure: bool = True,
         calibration_memory: float = 2**31,
         max_positions: int | None = None,
         layers: Any = None,
@@ -133,6 +135,7 @@ class FactorizingCompressor(Compressor):
         self.refit_dense = refit_dense
         self.recalibrate_norm = recalibrate_norm
         self.fold_norm = fold_norm
+        self.measure = measure
         self.calibration_memory = calibration_memory
         self.max_positions = max_positions
         self.layers = layers
@@ -299,8 +302,13 @@ class FactorizingCompressor(Compressor):
         if given is None:
             with steps("allocate"):
                 return fitting.outcome(self.rank, allocation), None, {}
-        needed = self.sensitivity == "auto"
-        comparison = Comparison(fitting, self.recalibrate_norm, steps, needed=needed)
+        comparison = Comparison(
+            fitting,
+            self.recalibrate_norm,
+            steps,
+            needed=self.sensitivity == "auto",
+            measure=self.measure,
+        )
         for importance in importances(fitting.sites, self.sensitivity):
             with steps("reconstruct" if self.reconstruction != "independent" else "allocate"):
                 outcome = fitting.outcome(

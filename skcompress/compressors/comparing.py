@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..calibration import Reference, estimated, output_errors
+from ..calibration import Reference, estimated, output_errors, own_statistics
 from ..errors import OutputShapeError, OutputTypeError
 from .fitting import Fitting, Outcome
 from .steps import Steps
@@ -17,16 +17,26 @@ class Comparison:
         network; "auto": where its outputs are closer with them
     needed : whether outputs that cannot be compared, such as lists of found objects, are an
         error. Otherwise the first outcome stays, and nothing is said of its divergence.
+    measure : whether outputs are compared where no choice depends on it
     """
 
     def __init__(
-        self, fitting: Fitting, recalibrate: bool | str, steps: Steps, *, needed: bool = False
+        self,
+        fitting: Fitting,
+        recalibrate: bool | str,
+        steps: Steps,
+        *,
+        needed: bool = False,
+        measure: bool = True,
     ):
         assert fitting.calibration is not None
-        self._fitting, self._recalibrate, self._steps = fitting, recalibrate, steps
-        self._given, self._needed = fitting.calibration, needed
+        self._fitting, self._steps = fitting, steps
+        self._recalibrate = recalibrate if own_statistics(fitting.model) else False
+        self._given, self._needed, self._measure = fitting.calibration, needed, measure
         self._reference: Reference | None = None
         self._best: tuple[float | None, Outcome] | None = None
+        if not (measure or needed or self._recalibrate == "auto"):
+            return
         try:
             with steps("compare"):
                 memory, known = self._given.memory, self._given.known
@@ -70,6 +80,8 @@ class Comparison:
                 self.add(replace(outcome, norms=norms))
         assert self._best is not None
         divergence, outcome = self._best
+        if not self._measure:
+            return outcome, divergence, {}
         with self._steps("compare"):
             return outcome, divergence, self._errors(outcome)
 

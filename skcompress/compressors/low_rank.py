@@ -63,6 +63,11 @@ class LowRankCompressor(FactorizingCompressor):
         compressed network gives them. ``"auto"``: where the outputs come closer by it.
     fold_norm : bool, default=False
         With data: multiply batch normalisations into the layers whose outputs only they read.
+    measure : bool, default=True
+        With data: run it through the original and the compressed network, to report how far the
+        outputs are apart, of the networks and of each layer. ``False`` saves the forwards on
+        which no choice depends: most of the time of a second fit, see `warm_start`. All of them
+        where neither `recalibrate_norm` nor `sensitivity` is ``"auto"``.
     calibration_memory : float, default=2 GiB
         Bytes for the statistics of one pass over the data, and for outputs that are compared
         later. With less there are more passes.
@@ -82,9 +87,10 @@ class LowRankCompressor(FactorizingCompressor):
         Layers factorised at a time, through joblib: `joblib.parallel_config` chooses the
         backend.
     warm_start : bool, default=False
-        Keep all factorisations, so that a second `fit` on unchanged weights and data costs
-        no SVD whatever `rank` and `allocation` it has; the sequential reconstruction is
-        done anew. Data is unchanged if it is the same object.
+        Keep factorisations and statistics, up to 2 GiB, so that a second `fit` on unchanged
+        weights and data costs no SVD whatever `rank` and `allocation` it has; the sequential
+        reconstruction is done anew. `compressors.sharing.share` does the same for several
+        estimators, and says what is unchanged.
     verbose : bool or int
         Show a progress bar over layers.
 
@@ -129,6 +135,7 @@ class LowRankCompressor(FactorizingCompressor):
         refit_dense: bool = False,
         recalibrate_norm: Any = "auto",
         fold_norm: bool = False,
+        measure: bool = True,
         calibration_memory: float = 2**31,
         max_positions: int | None = None,
         layers: Any = None,
@@ -142,7 +149,7 @@ class LowRankCompressor(FactorizingCompressor):
         super().__init__(
             rank, allocation=allocation, cost=cost, pivot=pivot, metric=metric,
             reconstruction=reconstruction, sensitivity=sensitivity, refit_dense=refit_dense,
-            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm,
+            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm, measure=measure,
             calibration_memory=calibration_memory, max_positions=max_positions, layers=layers,
             exclude=exclude, device=device, random_state=random_state, n_jobs=n_jobs,
             warm_start=warm_start, verbose=verbose,

@@ -27,8 +27,8 @@ class SVDCompressor(FactorizingCompressor):
         (layers without two kernel axes fall back to "output"); ``"auto"``: per layer the
         one with the least error for the parameters it gets.
     allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
-fold_norm, calibration_memory, max_positions, layers, exclude, device, random_state, n_jobs, \
-warm_start, verbose
+fold_norm, measure, calibration_memory, max_positions, layers, exclude, device, random_state, \
+n_jobs, warm_start, verbose
         As for :class:`LowRankCompressor`, as are the learnt attributes.
 
     Examples
@@ -71,6 +71,7 @@ warm_start, verbose
         refit_dense: bool = False,
         recalibrate_norm: Any = "auto",
         fold_norm: bool = False,
+        measure: bool = True,
         calibration_memory: float = 2**31,
         max_positions: int | None = None,
         layers: Any = None,
@@ -84,7 +85,7 @@ warm_start, verbose
         super().__init__(
             rank, allocation=allocation, cost=cost, pivot=pivot, metric=metric,
             reconstruction=reconstruction, sensitivity=sensitivity, refit_dense=refit_dense,
-            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm,
+            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm, measure=measure,
             calibration_memory=calibration_memory, max_positions=max_positions, layers=layers,
             exclude=exclude, device=device, random_state=random_state, n_jobs=n_jobs,
             warm_start=warm_start, verbose=verbose,

@@ -18,8 +18,8 @@ class TuckerCompressor(FactorizingCompressor):
         As for :class:`LowRankCompressor`. In `ranks_` a convolution has a pair (outputs,
         inputs); an int asks for that many of both.
     allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
-fold_norm, calibration_memory, max_positions, layers, exclude, device, random_state, n_jobs, \
-warm_start, verbose
+fold_norm, measure, calibration_memory, max_positions, layers, exclude, device, random_state, \
+n_jobs, warm_start, verbose
         As for :class:`LowRankCompressor`, as are the learnt attributes.
 
     Examples
