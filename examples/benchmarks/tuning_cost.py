@@ -16,7 +16,12 @@ from skcompress import CompressionSearch, SVDCompressor, count_parameters
 from skcompress.spaces import FloatRange
 
 # Every layer for itself: a sequential reconstruction depends on the ranks of all layers before.
-INDEPENDENT: dict[str, Any] = {"reconstruction": "independent", "recalibrate_norm": False}
+# Nor is a network run that was just built, neither for its report nor for its batch normalisations.
+INDEPENDENT: dict[str, Any] = {
+    "reconstruction": "independent",
+    "recalibrate_norm": False,
+    "measure": False,
+}
 RANK = FloatRange(0.3, 0.9)
 
 
