@@ -55,17 +55,22 @@ class Cifar10:
         chosen = generator.choice(len(self.train.labels), size=n, replace=False)
         return normalise(self.train.pixels[torch.from_numpy(chosen)])
 
-    @torch.no_grad()
     def quality(self, network: nn.Module) -> float:
         """Per cent of test images recognised."""
-        device = next(network.parameters()).device
-        # In this layout, and in small batches, a CPU takes two thirds of the time.
-        fast = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
-        right = 0
-        for pixels, labels in zip(*(part.split(64) for part in self.test), strict=True):
-            images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-            right += int((fast(images).argmax(1).cpu() == labels).sum())
-        return 100 * right / len(self.test.labels)
+        return accuracy(network, self.test)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, part: Images) -> float:
+    """Per cent of images recognised."""
+    device = next(network.parameters()).device
+    # In this layout, and in small batches, a CPU takes two thirds of the time.
+    fast = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()
+    right = 0
+    for pixels, labels in zip(*(tensor.split(64) for tensor in part), strict=True):
+        images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        right += int((fast(images).argmax(1).cpu() == labels).sum())
+    return 100 * right / len(part.labels)
 
 
 class Subject(NamedTuple):

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from ..compressors.base import FactorizingCompressor
 from ..compressors.sharing import Shared, share
 from ..errors import BudgetError
 from .candidates import Candidates
@@ -88,6 +89,7 @@ class Evaluation:
         with self.gate.working():
             start = perf_counter()
             estimator, _ = self.estimator(trial)
+            _without_report(estimator)
             small = estimator.fit_transform(self.model, self.data).eval()
             trial.set_user_attr("seconds_compressing", round(perf_counter() - start, 6))
             size = self.meter.size(small)
@@ -117,6 +119,13 @@ class Evaluation:
         running = trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         with self._lock:
             return not {other.number for other in running} <= self._running
+
+
+def _without_report(estimator: Any) -> None:
+    """Spare the forwards that only a report needs, of which a trial has none."""
+    for inner in (estimator, *estimator.get_params(deep=True).values()):
+        if isinstance(inner, FactorizingCompressor):
+            inner.set_params(measure=False)
 
 
 def row_of(trial: FrozenTrial) -> Row:

@@ -207,10 +207,11 @@ class CompressionSearch(Compressor):
             scorer = make_scorer(owner, self.scoring, validation)
         self._check_together(wanted)
         inputs = validation[0] if isinstance(validation, tuple | list) and validation else None
-        example = example_of(owner, wanted, (data, inputs), model)
+        with same_randomness(device_of(model)):  # from which a DataLoader draws
+            example = example_of(owner, wanted, (data, inputs), model)
         meter = Meter(scorer, example, "latency" in wanted)
         searched = candidates(owner, self.estimator, self.space, with_data=data is not None)
-        with quiet(int(self.verbose)), same_randomness(device_of(model)):
+        with quiet(int(self.verbose)):
             self._search(model, data, searched, meter, objectives, constraints)
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from search_cases import INPUTS, MODEL, search
+from sklearn.pipeline import Pipeline
 
 from skcompress.compressors import base
 from skcompress.decompositions.spatial_svd import SpatialSVD
@@ -52,3 +53,18 @@ def test_without_memory_nothing_is_shared_and_all_is_the_same(calls):
 
 def test_nothing_is_kept_after_the_fit():
     assert search(n_trials=1).fit(MODEL).best_compressor_._shared is None
+
+
+def test_trials_measure_nothing_for_reports_but_the_result_does(monkeypatch):
+    built = []
+    fit = base.FactorizingCompressor.fit
+
+    def noted(self, *arguments):
+        built.append(self.measure)
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(base.FactorizingCompressor, "fit", noted)
+    found = search(estimator=Pipeline([("only", base_compressor())]), n_trials=2, space="*rank")
+    found.fit(MODEL, INPUTS)
+    assert built == [False, False, True]
+    assert found.best_compressor_["only"].report_.measured
