@@ -1,4 +1,4 @@
-"""Results of posttraining.py as markdown: mean and standard deviation over calibration draws."""
+"""Results of posttraining.py and pruning.py as markdown: means and spread over the draws."""
 
 from __future__ import annotations
 
@@ -25,8 +25,17 @@ ELSEWHERE: dict[str, dict[str, dict[float, str]]] = {
 }  # fmt: skip
 
 
-def tables(rows: Sequence[Row], methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """One table for each network and number of calibration inputs, methods downwards."""
+def tables(
+    rows: Sequence[Row],
+    methods: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] | None = None,
+    column: str = "{keep:.0%} kept",
+) -> str:
+    """One table for each network and number of calibration inputs, methods downwards.
+
+    elsewhere : more lines by kind of network, as `ELSEWHERE`
+    column : what is written above one, of the share kept (keep) and the share gone (gone)
+    """
     networks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         networks[tuple(row[name] for name in ("network", "weights", "test"))].append(row)
@@ -34,12 +43,19 @@ def tables(rows: Sequence[Row], methods: Mapping[str, Mapping[str, Any]]) -> str
     for found in networks.values():
         dense = next(row for row in found if row["settings"] is None)
         for n in sorted({row["inputs"] for row in found if row["inputs"]}) or [0]:
-            texts.append(_table(dense, [r for r in found if r["inputs"] in (0, n)], n, methods))
+            given = [r for r in found if r["inputs"] in (0, n)]
+            more = (elsewhere or {}).get(dense["kind"], {})
+            texts.append(_table(dense, given, n, methods, more, column))
     return "\n\n".join(texts)
 
 
 def _table(
-    dense: Row, rows: Sequence[Row], n: int, methods: Mapping[str, Mapping[str, Any]]
+    dense: Row,
+    rows: Sequence[Row],
+    n: int,
+    methods: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[float, str]],
+    column: str,
 ) -> str:
     test = "all" if dense["test"] is None else dense["test"]
     title = (
@@ -56,9 +72,14 @@ def _table(
             fits = [row for row in own if "fit_s" in row]
             times = [_seconds([r for r in fits if r["first"] == first]) for first in (True, False)]
             lines.append([name, *cells, *times])
-    for name, lost in ELSEWHERE.get(dense["kind"], {}).items():
+    for name, lost in elsewhere.items():
         lines.append([name, *(lost.get(keep, "") for keep in keeps), "", ""])
-    header = ["", *(f"{keep:.0%} kept" for keep in keeps), "first fit, s", "next fit, s"]
+    header = [
+        "",
+        *(column.format(keep=keep, gone=1 - keep) for keep in keeps),
+        "first fit, s",
+        "next fit, s",
+    ]
     align = ["left", *("right" for _ in header[1:])]
     return f"{title}\n\n" + tabulate(
         lines, header, tablefmt="github", colalign=align, disable_numparse=True
