@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         subject = open_subject(given, options.trained, options.data, options.test_images)
         subject.network.to(options.device)
         measure(subject, options, results)
-    print(tables(results.rows, METHODS, {}))
+    print(tables(results.rows, METHODS))
 
 
 if __name__ == "__main__":

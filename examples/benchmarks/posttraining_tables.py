@@ -1,4 +1,4 @@
-"""Results of posttraining.py as markdown: mean and standard deviation over calibration draws."""
+"""Results of posttraining.py and pruning.py as markdown: means and spread over the draws."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ ELSEWHERE: dict[str, dict[str, dict[float, str]]] = {
 def tables(
     rows: Sequence[Row],
     methods: Mapping[str, Mapping[str, Any]],
-    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] = ELSEWHERE,
+    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] | None = None,
+    column: str = "{keep:.0%} kept",
 ) -> str:
     """One table for each network and size of the calibration draw, methods downwards.
 
-    elsewhere : lines to add, by kind of network, name and share kept
+    elsewhere : more lines by kind of network, as `ELSEWHERE`
+    column : what is written above one, of the share kept (keep) and the share gone (gone)
     """
     networks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -40,13 +42,18 @@ def tables(
     texts = []
     for found in networks.values():
         dense = next(row for row in found if row["settings"] is None)
-        beside = elsewhere.get(dense["kind"], {})
-        draws = {(row["inputs"], row["positions"] or 0) for row in found if row["inputs"]}
+        more = (elsewhere or {}).get(dense["kind"], {})
+        draws = {_draw(row) for row in found if row["inputs"]}
         for n, most in sorted(draws) or [(0, 0)]:
-            own = [r for r in found if (r["inputs"], r["positions"] or 0) in ((0, 0), (n, most))]
+            own = [row for row in found if _draw(row) in ((0, 0), (n, most))]
             drawn = f"{n} calibration inputs" + (f", {most} positions of a batch" if most else "")
-            texts.append(_table(dense, own, drawn, methods, beside))
+            texts.append(_table(dense, own, drawn, methods, more, column))
     return "\n\n".join(texts)
+
+
+def _draw(row: Row) -> tuple[int, int]:
+    """How many calibration inputs a result is of, and the limit on positions, 0 for none."""
+    return row["inputs"], row.get("positions") or 0
 
 
 def _table(
@@ -55,6 +62,7 @@ def _table(
     drawn: str,
     methods: Mapping[str, Mapping[str, Any]],
     elsewhere: Mapping[str, Mapping[float, str]],
+    column: str,
 ) -> str:
     test = "all" if dense["test"] is None else dense["test"]
     title = (
@@ -73,7 +81,12 @@ def _table(
             lines.append([name, *cells, *times])
     for name, lost in elsewhere.items():
         lines.append([name, *(lost.get(keep, "") for keep in keeps), "", ""])
-    header = ["", *(f"{keep:.0%} kept" for keep in keeps), "first fit, s", "next fit, s"]
+    header = [
+        "",
+        *(column.format(keep=keep, gone=1 - keep) for keep in keeps),
+        "first fit, s",
+        "next fit, s",
+    ]
     align = ["left", *("right" for _ in header[1:])]
     return f"{title}\n\n" + tabulate(
         lines, header, tablefmt="github", colalign=align, disable_numparse=True
