@@ -9,10 +9,10 @@ import pickle
 import pytest
 import torch
 from channel_cases import CASES, Residual, case, widths
-from sklearn.base import clone
-from sklearn.pipeline import make_pipeline
 from skcompress_torch_pruning import ChannelPlan, ChannelPruner
 from skcompress_torch_pruning.errors import NoInputsError, RatioError, UntraceableError
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 import skcompress

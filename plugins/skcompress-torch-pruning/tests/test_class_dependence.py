@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from skcompress_torch_pruning import ChannelPruner
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -54,9 +54,7 @@ def pairs(data):
     return DataLoader(TensorDataset(*data), batch_size=100)
 
 
-@pytest.mark.parametrize(
-    ("criterion", "ratio"), [("taylor", 0.5), ("lrp", 0.5), ("merge", 0.75)]
-)
+@pytest.mark.parametrize(("criterion", "ratio"), [("taylor", 0.5), ("lrp", 0.5), ("merge", 0.75)])
 def test_classes_that_count_more_keep_more(criterion, ratio, digits, network):
     train, test = digits
     assert accuracy(network, test, range(10)) > 0.97
