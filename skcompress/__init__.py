@@ -14,9 +14,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import errors, protocols, registry, testing
     from .compressors.low_rank import LowRankCompressor
+    from .compressors.pruning.magnitude import MagnitudePruner
+    from .compressors.pruning.pruner import Pruner
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
-    from .metrics import count_bytes, count_flops, count_parameters, measure_latency
+    from .metrics import (
+        count_bytes,
+        count_flops,
+        count_nonzeros,
+        count_parameters,
+        measure_latency,
+    )
     from .plotting import SpectrumDisplay, WeightDisplay
     from .regularizers.finite_difference import FirstDifference, SecondDifference
     from .regularizers.frobenius import FrobeniusNorm
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "SVDCompressor": "compressors.svd",
     "TuckerCompressor": "compressors.tucker",
+    "Pruner": "compressors.pruning.pruner",
+    "MagnitudePruner": "compressors.pruning.magnitude",
     "LowRankCompressor": "compressors.low_rank",
     "NuclearNorm": "regularizers.nuclear_norm",
     "FirstDifference": "regularizers.finite_difference",
@@ -54,6 +64,7 @@ _HOMES = {
     "WeightDisplay": "plotting",
     "count_bytes": "metrics",
     "count_flops": "metrics",
+    "count_nonzeros": "metrics",
     "count_parameters": "metrics",
     "measure_latency": "metrics",
 }
@@ -70,9 +81,11 @@ __all__ = [
     "L1Norm",
     "LogDet",
     "LowRankCompressor",
+    "MagnitudePruner",
     "NuclearNorm",
     "NuclearRatio",
     "Orthogonality",
+    "Pruner",
     "SVDCompressor",
     "SchattenNorm",
     "SecondDifference",
@@ -84,6 +97,7 @@ __all__ = [
     "WeightDisplay",
     "count_bytes",
     "count_flops",
+    "count_nonzeros",
     "count_parameters",
     "errors",
     "measure_latency",

@@ -455,3 +455,24 @@ class MinKeptError(SkcompressError, ValueError):
             f"min_kept={min_kept!r} of {owner} keeps {least:,} of {total:,} values, more than "
             f"sparsity={sparsity:g} leaves: lower min_kept, or ask for sparsity <= {most:g}"
         )
+
+
+class HeldWeightError(SkcompressError, ValueError):
+    """Zeros that are to be held in a weight that is computed from other parameters."""
+
+    def __init__(self, layer: str):
+        super().__init__(
+            f"the weight of layer {layer!r} is computed from other parameters, so that no zeros "
+            "can be held in it while they are trained: leave it out with "
+            f"exclude=[{layer!r}], or remove the parametrization first"
+        )
+
+
+class ScheduleError(SkcompressError, RuntimeError):
+    """A step more than a schedule has."""
+
+    def __init__(self, n_steps: int):
+        super().__init__(
+            f"all {n_steps} steps of the schedule are done: call finalize(), or make a schedule "
+            "with a larger n_steps"
+        )

@@ -26,6 +26,21 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     )
 
 
+def count_nonzeros(model: nn.Module) -> int:
+    """Count the parameters of a model that are not zero; what is shared counts once.
+
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> _ = torch.nn.init.zeros_(layer.bias)
+    >>> count_nonzeros(layer)
+    6
+    """
+    return sum(
+        int(torch.count_nonzero(p.detach()))
+        for p in model.parameters()
+        if not isinstance(p, UninitializedParameter)
+    )
+
+
 def count_bytes(model: nn.Module) -> int:
     """Count the bytes of parameters and buffers, each storage once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -19,10 +19,13 @@ class LayerPlan:
     name : of the layer, plus the weight's name where a layer has several
     kind : class of the layer
     shape : of the weight, (out, in, *kernel); groups first where a layer is grouped
-    scheme, rank, full_rank : how it is cut up; None where it stays
+    scheme, rank, full_rank : how it is cut up; None where it stays. Of a weight that is pruned,
+        the criterion, and no rank
     groups : how many weights of the same rank are stored side by side
     before, after : stored numbers of the weight
     error : predicted norm of what is lost, relative to the weight's; 0 where it stays
+    nonzeros : numbers of the weight that are not zero, before and after; None where nothing is
+        pruned
     reason : why it stays; None where it is compressed
     shared_with : layers that use the same weight
     """
@@ -40,6 +43,35 @@ class LayerPlan:
     reason: str | None = None
     shared_with: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
+    nonzeros: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What pruning did to a whole model; pairs are before and after.
+
+    weights : stored numbers in the weights that were pruned, of which zeros are a share. Biases,
+        normalisations and weights that stay dense are not among them.
+    zeros : of these; nonzeros : of all parameters of the model
+    n_bytes : of parameters and buffers, stored densely as they are
+    packed : bytes, were pruned weights stored as a bit for each number and the values not zero
+    """
+
+    weights: int
+    zeros: tuple[int, int]
+    nonzeros: tuple[int, int]
+    n_bytes: tuple[int, int]
+    packed: int
+
+    def __str__(self) -> str:
+        share = self.zeros[1] / max(self.weights, 1)
+        return (
+            f"{share:.2%} zeros in {self.weights:,} weights that count (before: "
+            f"{self.zeros[0] / max(self.weights, 1):.2%}); "
+            f"{self.nonzeros[0]:,} -> {self.nonzeros[1]:,} nonzeros; "
+            f"{self.n_bytes[0]:,} -> {self.n_bytes[1]:,} bytes dense, "
+            f"{self.packed:,} with a bit mask and nonzeros only"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +154,8 @@ def describe(layer: LayerPlan) -> str:
     """Say in a few words what happens to a weight."""
     if layer.reason is not None:
         return f"dense: {layer.reason}"
+    if layer.nonzeros is not None:
+        return f"{layer.scheme}, {layer.nonzeros[1]:,} of {layer.before:,} values kept"
     return f"{layer.scheme}, rank {sizes(layer.rank)} of {sizes(layer.full_rank)}"
 
 
@@ -133,11 +167,13 @@ _COLUMNS = (
     "rank",
     "before",
     "after",
+    "nonzeros",
+    "zeros",
     "error",
     "measured",
     "note",
 )
-_RIGHT = {"rank", "before", "after", "error", "measured"}
+_RIGHT = {"rank", "before", "after", "nonzeros", "zeros", "error", "measured"}
 
 
 class Report:
@@ -158,6 +194,8 @@ class Report:
         Kullback-Leibler divergence in nats of distributions over classes, the relative squared
         error of other outputs; None without data
     measured : relative errors of outputs by the name of the weight
+    zeros : of the whole model, where weights were pruned; "nonzeros" and "zeros" of a row are
+        those of its weight afterwards
     """
 
     def __init__(
@@ -170,6 +208,7 @@ class Report:
         steps: tuple[Step, ...] = (),
         divergence: float | None = None,
         measured: Mapping[str, float] | None = None,
+        zeros: Zeros | None = None,
     ):
         self.plan = plan
         self.n_parameters_in = n_in
@@ -178,6 +217,7 @@ class Report:
         self.steps = steps
         self.divergence = divergence
         self.measured = dict(measured or {})
+        self.zeros = zeros
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per weight, values unformatted."""
@@ -191,6 +231,8 @@ class Report:
                 "full_rank": layer.full_rank,
                 "before": layer.before,
                 "after": layer.after,
+                "nonzeros": None if layer.nonzeros is None else layer.nonzeros[1],
+                "zeros": None if layer.nonzeros is None else layer.before - layer.nonzeros[1],
                 "error": layer.error,
                 "measured": self.measured.get(layer.name),
                 "note": layer.reason or _sharing(layer),
@@ -212,10 +254,12 @@ class Report:
                 "shape": sizes(row["shape"]),
                 "scheme": row["scheme"] or "-",
                 "rank": f"{sizes(row['rank'])} of {sizes(row['full_rank'])}"
-                if row["scheme"]
+                if row["rank"]
                 else "-",
                 "before": f"{row['before']:,}",
                 "after": f"{row['after']:,}",
+                "nonzeros": "-" if row["nonzeros"] is None else f"{row['nonzeros']:,}",
+                "zeros": "-" if row["zeros"] is None else f"{row['zeros'] / row['before']:.1%}",
                 "error": f"{row['error']:.4f}" if row["scheme"] else "-",
                 "measured": "-" if row["measured"] is None else f"{row['measured']:.4f}",
                 "note": row["note"],
@@ -229,18 +273,23 @@ class Report:
         flops = "" if self.flops is None else f"; {_flops(*self.flops)}"
         return (
             f"{self.n_parameters_in:,} -> {self.n_parameters_out:,} parameters "
-            f"({share:.1%} kept){flops}; {n_compressed} of {len(self.plan)} weights compressed"
+            f"({share:.1%} kept){flops}; {n_compressed} of {len(self.plan)} weights "
+            f"{'compressed' if self.zeros is None else 'pruned'}"
         )
 
     def _fit(self) -> list[str]:
-        """Sentences on a fit with data."""
-        if self.divergence is None:
-            return []
-        steps = ", ".join(map(str, self.steps))
-        return [f"divergence of the outputs on the data: {self.divergence:.4g}", steps]
+        """Sentences on zeros, and on a fit with data."""
+        sentences = [] if self.zeros is None else [str(self.zeros)]
+        if self.divergence is not None:
+            sentences.append(f"divergence of the outputs on the data: {self.divergence:.4g}")
+            sentences.append(", ".join(map(str, self.steps)))
+        return sentences
 
     def _tabulate(self, style: str) -> str:
-        columns = [name for name in _COLUMNS if self.measured or name != "measured"]
+        unused = {"measured"} if not self.measured else set()
+        # Pruned weights have no ranks and store what they stored, factors no zeros to speak of.
+        unused |= {"nonzeros", "zeros"} if self.zeros is None else {"rank", "after"}
+        columns = [name for name in _COLUMNS if name not in unused]
         align = ["right" if name in _RIGHT else "left" for name in columns]
         rows = [[row[name] for name in columns] for row in self._cells()]
         return tabulate(

@@ -4,7 +4,8 @@
 `Statistics` by the name of the weight, `stream` the same piece by piece; `Lockstep` sets what
 a layer is given in one network against what it gave in another. `output_moments` says how
 much the network's outputs react to each weight's, and `Reference` how far other models' outputs
-are from those of one. `weighted` makes some samples count more than others.
+are from those of one. `weight_gradients` says how much they react to single numbers of a weight.
+`weighted` makes some samples count more than others.
 """
 
 from .anchored import Anchored
@@ -18,6 +19,7 @@ from .lockstep import Lockstep
 from .norm_statistics import estimated
 from .normalization import Normalization, fold, foldable, following
 from .statistics import Moments, Statistics
+from .weight_gradients import weight_gradients
 from .weighting import class_weights, weighted
 
 __all__ = [
@@ -45,5 +47,6 @@ __all__ = [
     "output_moments",
     "same_randomness",
     "stream",
+    "weight_gradients",
     "weighted",
 ]

@@ -30,7 +30,7 @@ from ..plan import Plan, Report
 from ..protocols import Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
 from .calibrated import Calibration, foldable_norms, importances, regress_sites
-from .checks import RANKS, check_rank, require_support, uses_data
+from .checks import RANKS, check_rank, rank_allocation, require_support, uses_data
 from .comparing import Comparison
 from .factorizing import FactorizedSite, factorize_sites
 from .fitting import Fitting, Outcome, set_norms, trimmed
@@ -50,7 +50,7 @@ _PATTERNS = [None, str, type, list, tuple, set]
 
 
 @contextmanager
-def _without_autocast() -> Iterator[None]:
+def without_autocast() -> Iterator[None]:
     """Keep the caller's autocast out of the mathematics: in half precision it would be lost."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
@@ -64,7 +64,7 @@ class FactorizingCompressor(Compressor):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "rank": [*RANKS, dict],
-        "allocation": [str, HasMethods("allocate")],
+        "allocation": [str, HasMethods("allocate"), HasMethods("divide")],
         "cost": [StrOptions({"parameters", "flops"})],
         "metric": [StrOptions({"auto", "weights", "activations", "fisher"})],
         "pivot": ["boolean"],
@@ -137,7 +137,7 @@ class FactorizingCompressor(Compressor):
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
         return [d for d in decompositions.values() if d.unsupported(shape) is None]
 
-    @_without_autocast()
+    @without_autocast()
     @torch.no_grad()
     def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
         """Factorise every layer and divide the budget; `model` stays as it is.
@@ -152,6 +152,7 @@ class FactorizingCompressor(Compressor):
         self._validate_params()
         owner = type(self).__name__
         check_rank(owner, self.rank)
+        rank_allocation(owner, self.allocation)
         calibrated = uses_data(self, data)
         check_model(owner, model)
         check_patterns("layers", self.layers, model)
@@ -254,7 +255,7 @@ class FactorizingCompressor(Compressor):
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
-    @_without_autocast()
+    @without_autocast()
     def _replaced(
         self, model: nn.Module, known: Callable[[str], FactorizedSite | None]
     ) -> nn.Module:
@@ -280,7 +281,7 @@ class FactorizingCompressor(Compressor):
         self, fitting: Fitting, steps: Steps
     ) -> tuple[Outcome, float | None, dict[str, float]]:
         """Give what loses least of the network's outputs, how much that is, and of each layer's."""
-        allocation = registry.make("allocations", self.allocation)
+        allocation = rank_allocation(type(self).__name__, self.allocation)
         given = fitting.calibration
         if given is None:
             with steps("allocate"):

@@ -14,8 +14,9 @@ from sklearn.utils._param_validation import (
     make_constraint,
 )
 
-from ..errors import MissingDataError, NoLayerError
-from ..protocols import Decomposition
+from .. import registry
+from ..errors import AllocationKindError, MissingDataError, NoLayerError
+from ..protocols import Allocation, Decomposition
 from .factorizing import FactorizedSite
 from .planning import why_unsupported
 
@@ -78,3 +79,21 @@ def require_support(
         raise NoLayerError(
             owner, [(s.name, s.reason or why_unsupported(s.shape, decompositions)) for s in sites]
         )
+
+
+def rank_allocation(owner: str, given: Any) -> Allocation:
+    """Make the allocation of a name, or take the one given; refuse those of zeros."""
+    return allocation_of(owner, given, Allocation, "ranks")  # type: ignore[no-any-return]
+
+
+def allocation_of(owner: str, given: Any, kind: type, divided: str) -> Any:
+    """Make an allocation of one of the two kinds.
+
+    divided : what allocations of this kind divide
+    """
+    allocation = registry.make("allocations", given)
+    if not isinstance(allocation, kind):
+        names = registry.names("allocations")
+        known = [n for n in names if issubclass(registry.resolve("allocations", n), kind)]
+        raise AllocationKindError(owner, given, divided, known)
+    return allocation

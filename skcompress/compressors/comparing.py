@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
 
 from ..calibration import Reference, estimated, output_errors
 from ..errors import OutputShapeError, OutputTypeError
-from .fitting import Fitting, Outcome
+from ..plan import Plan
+from ..selection import Selection
+from .calibrated import Calibration
 from .steps import Steps
 
+NormStatistics = dict[str, tuple[Tensor, Tensor]]
 
-class Comparison:
+
+@dataclass(frozen=True)
+class Result:
+    """A plan, and what comes of it.
+
+    norms : mean and variance of batch normalisations, where they are to be others
+    """
+
+    plan: Plan
+    norms: NormStatistics = field(default_factory=dict, kw_only=True)
+
+
+R = TypeVar("R", bound=Result)
+R_contra = TypeVar("R_contra", bound=Result, contravariant=True)
+
+
+class Fit(Protocol[R_contra]):
+    """What the results that are compared have in common."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The original."""
+
+    @property
+    def selection(self) -> Selection:
+        """Its weights."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The data."""
+
+    def compressed(self, outcome: R_contra) -> nn.Module:
+        """Build the compressed model."""
+
+
+class Comparison(Generic[R]):
     """Keeps the outcome whose outputs on the data are closest to those of the original.
 
     recalibrate : whether batch normalisations get statistics of their inputs in the compressed
@@ -20,13 +61,13 @@ class Comparison:
     """
 
     def __init__(
-        self, fitting: Fitting, recalibrate: bool | str, steps: Steps, *, needed: bool = False
+        self, fitting: Fit[R], recalibrate: bool | str, steps: Steps, *, needed: bool = False
     ):
         assert fitting.calibration is not None
         self._fitting, self._recalibrate, self._steps = fitting, recalibrate, steps
         self._given, self._needed = fitting.calibration, needed
         self._reference: Reference | None = None
-        self._best: tuple[float | None, Outcome] | None = None
+        self._best: tuple[float | None, R] | None = None
         try:
             with steps("compare"):
                 self._reference = Reference(
@@ -36,7 +77,7 @@ class Comparison:
             if needed:
                 raise
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: R) -> None:
         """Compare one more outcome; of equals the first stays."""
         divergence = self._divergence(outcome)
         if self._best is None or (
@@ -44,7 +85,7 @@ class Comparison:
         ):
             self._best = divergence, outcome
 
-    def _divergence(self, outcome: Outcome) -> float | None:
+    def _divergence(self, outcome: R) -> float | None:
         if self._reference is None:
             return None
         try:
@@ -55,7 +96,7 @@ class Comparison:
                 raise
             return None
 
-    def best(self) -> tuple[Outcome, float | None, dict[str, float]]:
+    def best(self) -> tuple[R, float | None, dict[str, float]]:
         """Give the best outcome, its divergence, and the relative error of each layer's outputs."""
         assert self._best is not None
         if self._recalibrate is True or (self._recalibrate and self._best[0] is not None):
@@ -71,12 +112,12 @@ class Comparison:
         with self._steps("compare"):
             return outcome, divergence, self._errors(outcome)
 
-    def _errors(self, outcome: Outcome) -> dict[str, float]:
+    def _errors(self, outcome: R) -> dict[str, float]:
         """Relative errors by the name of the site, for those that are compressed."""
         fitting = self._fitting
         reader = {}
         for site in fitting.selection.sites:
-            if outcome.plan[site.name].rank is not None:
+            if outcome.plan[site.name].reason is None:
                 # What a layer loses of its mean is made up for after the normalisation only.
                 norm = self._given.norm_after(site)
                 reader[site.name] = site.users[0][0] if norm is None else norm.name

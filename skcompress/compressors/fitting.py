@@ -6,36 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..metrics import count_parameters
-from ..plan import Plan
 from ..protocols import Allocation, Choice, Decomposition, Layer
 from ..selection import Selection
 from .calibrated import Calibration
+from .comparing import NormStatistics, Result
 from .factorizing import FactorizedSite
 from .planning import choose_options, make_plan
 from .replacing import replaced
 from .sequential import Reconstruction
 from .workload import Workload
 
-NormStatistics = dict[str, tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Result):
     """A plan and the factors for it.
 
     choices : per site; None where it stays dense
     fits : of sites that were fitted anew for this plan, by name
-    norms : mean and variance of batch normalisations, where they are to be others
     flops : of one forward before and after, where the budget is one of FLOPs
     """
 
-    plan: Plan
     choices: list[Choice | None]
     fits: dict[str, FactorizedSite] = field(default_factory=dict)
-    norms: NormStatistics = field(default_factory=dict)
     flops: tuple[int, int] | None = None
 
 

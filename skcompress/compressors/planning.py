@@ -193,7 +193,7 @@ def compare_to_plan(plan: Plan, selection: Selection) -> None:
             raise PlanMismatchError(name, received, expected)
         if found[name] != (planned.kind, planned.shape):
             raise PlanMismatchError(name, f"is {_words(*found[name])}", expected)
-        if planned.rank is not None and name in refused:
+        if planned.reason is None and name in refused:
             received = f"cannot be compressed ({refused[name]})"
             raise PlanMismatchError(name, received, "it to be")
         users = tuple(module for module, _ in sites[name].users[1:]) if name in sites else ()

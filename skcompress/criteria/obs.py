@@ -83,7 +83,7 @@ class OBS(DataCriterion):
         hessian = self._hessian(evidence.gram)
         matrix, support = weight.flatten(1).to(hessian), kept.flatten(1)
         if self.update == "exact":
-            found = supported_least_squares(hessian, matrix @ hessian, support)
+            found = supported_least_squares(hessian, matrix @ hessian, support).values
         else:
             found = swept(matrix, torch.cholesky_inverse(cholesky(hessian)), support)
         return found.to(weight.dtype).reshape(weight.shape)

@@ -10,14 +10,15 @@ from sklearn.base import clone
 from torch import Tensor
 
 
-def checked_estimator(plugin: Any, kind: type) -> Any:
+def checked_estimator(plugin: Any, kind: type | tuple[type, ...]) -> Any:
     """Give the plugin, or an instance with defaults of a plugin class, once it is checked.
 
     Laws: it is a `kind`; it clones with the same parameters; it prints; it pickles.
     """
     estimator = plugin() if isinstance(plugin, type) else plugin
     name = type(estimator).__name__
-    assert isinstance(estimator, kind), f"{name} is not a subclass of {kind.__name__}"
+    known = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    assert isinstance(estimator, kind), f"{name} is not a subclass of {known}"
     found: Any = estimator
     twin = clone(found)
     given, copied = found.get_params(deep=False), twin.get_params(deep=False)

@@ -8,13 +8,14 @@ from skcompress import registry, testing
 
 OUR_OWN = {
     "decompositions": ["svd", "spatial_svd", "tucker"],
-    "allocations": ["global", "uniform", "energy", "auto"],
+    "allocations": ["global", "uniform", "energy", "auto", "erk", "rd", "sap"],
     "regularizers": [
         *("nuclear_norm", "first_difference", "second_difference", "nuclear_ratio"),
         *("schatten", "stable_rank", "log_det", "hoyer_spectrum", "orthogonality"),
         *("frobenius", "l1", "group_lasso"),
     ],
-    "compressors": ["low_rank", "svd", "tucker"],
+    "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
+    "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
 }
 CHECKS = {
     "decompositions": testing.check_decomposition,

@@ -1,0 +1,116 @@
+"""Weights fitted one layer after another: to the original's outputs, from the inputs met now."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..calibration import Anchored, Lockstep, device_of, same_randomness
+from ..protocols import Metric
+from ..selection import Site
+from .calibrated import Calibration, noise, on
+from .factorizing import add_offset
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a weight (groups, out, in, *kernel) is to give, from what it is given now.
+
+    metrics : one for each group
+    means : mean inputs (groups, n) and the mean outputs (groups, out) that are to come of them,
+        where something makes up for the difference; the metrics are centred then
+    offset_to : name of the module that does; see `FactorizedSite`
+    """
+
+    metrics: list[Metric]
+    means: tuple[Tensor, Tensor] | None
+    offset_to: str | None
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What is put in the place of a layer.
+
+    offset : what its mean outputs miss, to be added to `offset_to`; None for nothing
+    """
+
+    module: nn.Module
+    offset: Tensor | None = None
+    offset_to: str | None = None
+
+
+class InOrder(ABC):
+    """Goes through a network in the order of execution; subclasses fit and replace its layers.
+
+    ridge : of the metrics of the goals, whose inputs have drifted: with less, layers of as many
+        inputs as there are samples learn the drift by heart
+
+    Weights that several layers share, and look-ups, are replaced without being fitted.
+    """
+
+    ridge: ClassVar[float] = 1e-2
+
+    def __init__(self, calibration: Calibration, device: Any):
+        self._calibration, self._device = calibration, device
+
+    @abstractmethod
+    def fit_site(self, site: Site, goal: Goal) -> None:
+        """Fit one weight, and remember what came of it."""
+
+    @abstractmethod
+    def stand_in(self, name: str, module: nn.Module, sites: Sequence[Site]) -> StandIn | None:
+        """Give what is to stand for a layer of the original with these weights; None for itself."""
+
+    def go(self, model: nn.Module, sites: Iterable[Site], verbose: bool | int) -> None:
+        """Fit and replace the layers of these sites, one after another."""
+        by_module: dict[str, list[Site]] = defaultdict(list)
+        for site in sites:
+            for module_name, _ in site.users:
+                by_module[module_name].append(site)
+        given = self._calibration
+        with same_randomness(device_of(model)), torch.no_grad():
+            networks = Lockstep(
+                model, by_module, given.batches, max_positions=given.max_positions, seed=given.seed
+            )
+            bar = tqdm(
+                networks, desc="reconstruct", unit="layer", total=len(networks), disable=not verbose
+            )
+            for name in bar:
+                own = {s.slot.name: s for s in by_module[name] if len(s.users) == 1}
+                slots = {slot: site.slot for slot, site in own.items()}
+                for slot, moments in networks.anchored(name, slots).items():
+                    self.fit_site(own[slot], self._goal(own[slot], moments))
+                made = self.stand_in(name, networks.pristine(name), by_module[name])
+                if made is not None:
+                    networks.replace(name, made.module)
+                    if made.offset is not None and made.offset_to is not None:
+                        add_offset(networks.successor(made.offset_to), made.offset)
+
+    def _goal(self, site: Site, given: Anchored) -> Goal:
+        device = site.slot.parameters[0].device if self._device is None else self._device
+        offset_to = self._calibration.offset_to(site)
+        moments = given if offset_to is None else given.centred()
+        metrics = []
+        rest = noise(given.gram)
+        for g, root in enumerate(self._calibration.output_roots(site)):
+            gram, cross = (m[g].to(device) for m in (moments.gram, moments.cross))
+            power = moments.energy[g] if root is None else moments.energy[g] * root.square()
+            metrics.append(
+                Metric(
+                    gram,
+                    cross,
+                    float(power.sum()),
+                    on(device, root),
+                    ridge=self.ridge,
+                    noise=rest[g],
+                )
+            )
+        means = given.inputs.to(device), given.outputs.to(device)
+        return Goal(metrics, means if offset_to is not None else None, offset_to)

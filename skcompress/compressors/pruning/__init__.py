@@ -1,0 +1,1 @@
+"""Estimators that set numbers of a model's weights to zero."""

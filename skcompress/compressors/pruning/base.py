@@ -1,0 +1,236 @@
+"""What all pruners share: fit, plan, write."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, InvalidParameterError, RealNotInt
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from ... import calibration, registry
+from ...errors import MissingDataError, NoLayerError
+from ...metrics import count_parameters
+from ...plan import Report
+from ...protocols import Compressor, Criterion, DataCriterion
+from ...ranking import keep_largest
+from ...selection import Selection, check_model, check_patterns, require_sites, select
+from ..base import without_autocast
+from ..calibrated import Calibration
+from ..comparing import Comparison
+from ..fitting import set_norms
+from ..planning import compare_to_plan, restore_ties
+from ..steps import Steps
+from .fit import Method, PruningFit, PruningOutcome, zeros
+from .gradual import GradualPruning
+from .patterns import keep_pattern
+from .writing import pruned_copy
+
+PATTERNS = [None, str, type, list, tuple, set]
+
+
+class PruningCompressor(Compressor):
+    """Sets numbers of a model's weights to zero: all but which ones.
+
+    Parameters and learnt attributes are written up in :class:`Pruner`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "sparsity": [Interval(Real, 0, 1, closed="left")],
+        "min_kept": [
+            Interval(RealNotInt, 0, 1, closed="both"),
+            Interval(Integral, 0, None, closed="left"),
+        ],
+        "layers": PATTERNS,
+        "exclude": PATTERNS,
+        "device": [None, str, torch.device],
+        "verbose": ["verbose"],
+    }
+    sparsity: float
+    min_kept: Any
+    layers: Any
+    exclude: Any
+    device: Any
+    verbose: bool | int
+    # What pruners that use no data have no parameter for.
+    calibration_memory: float = 2**31
+    max_positions: int | None = None
+    random_state: Any = None
+    recalibrate_norm: Any = False
+
+    @abstractmethod
+    def _method(self) -> Method:
+        """Resolve the settings."""
+
+    @without_autocast()
+    @torch.no_grad()
+    def fit(self, model: nn.Module, data: object = None) -> PruningCompressor:
+        """Decide which values of each weight stay, and what they are; `model` stays as it is.
+
+        model : torch.nn.Module with values
+        data : unlabelled inputs, as for :class:`LowRankCompressor`; used by criteria and
+            allocations that need it, and by ``refit=True``
+        """
+        check_model(type(self).__name__, model)
+        steps = Steps(calibration.device_of(model))
+        with steps("observe"):
+            fit = self._prepared_fit(model, data)
+        method, given = fit.method, fit.calibration
+        with steps("score"):
+            scores = fit.scores()
+        if not fit.sites:
+            raise NoLayerError(fit.owner, list(fit.reasons.items()))
+        with steps("allocate"):
+            masks = fit.masks(scores)
+        with steps("refit" if method.refit else "update"):
+            pruned = fit.values(masks)
+        outcome = PruningOutcome(fit.plan(pruned), pruned)
+        divergence, measured = None, None
+        if given is not None:
+            recalibrate = self.recalibrate_norm
+            if recalibrate == "auto":
+                recalibrate = "auto" if method.refit or method.updates else False
+            comparison = Comparison(fit, recalibrate, steps)
+            comparison.add(outcome)
+            outcome, divergence, measured = comparison.best()
+
+        self.plan_ = outcome.plan
+        self.kept_ = {row.name: row.nonzeros[1] for row in self.plan_ if row.nonzeros is not None}
+        self.n_parameters_in_ = count_parameters(model)
+        spared = sum(row.before - row.after for row in self.plan_)
+        self.n_parameters_out_ = self.n_parameters_in_ - spared
+        counted = zeros(model, self.plan_)
+        self.n_nonzeros_in_, self.n_nonzeros_out_ = counted.nonzeros
+        self.sparsity_ = counted.zeros[1] / counted.weights
+        self.report_ = Report(
+            self.plan_,
+            self.n_parameters_in_,
+            self.n_parameters_out_,
+            steps=tuple(steps.done),
+            divergence=divergence,
+            measured=measured,
+            zeros=counted,
+        )
+        self._patterns = (self.layers, self.exclude)
+        self._pruned, self._norms = outcome.pruned, outcome.norms
+        self._fitted_method, self._calibrated = method, given is not None
+        return self
+
+    @torch.no_grad()
+    @without_autocast()
+    def transform(self, model: nn.Module) -> nn.Module:
+        """Give a copy of `model` with values of the planned weights set to zero.
+
+        model : the fitted model, or another one of the same architecture: a later checkpoint, of
+            which as many values of each weight stay, where no data took part; a model on the meta
+            device, which gives the structure alone
+        """
+        check_is_fitted(self, "plan_")
+        check_model(type(self).__name__, model)
+        selection = select(model, *self._patterns, inside_factors=True)
+        restore_ties(self.plan_, selection)
+        compare_to_plan(self.plan_, selection)
+        choose = None if self._calibrated else self._choose
+        result = pruned_copy(model, selection.sites, self._pruned, self.device, choose)
+        set_norms(result, self._norms)
+        return result
+
+    def partial(self, model: nn.Module, n_steps: int = 10, optimizer: Any = None) -> GradualPruning:
+        """Prune a model step by step while it is trained, in place.
+
+        n_steps : after how many calls of `step` the sparsity is reached
+        optimizer : torch.optim.Optimizer of the model, after each step of which zeros are set to
+            zero again; None where `hold` is called for that
+
+        What stays is not fitted to data here, as `refit` does: training does that.
+
+        >>> pruner, model = Pruner("magnitude", sparsity=0.9), nn.Linear(8, 8)  # doctest: +SKIP
+        >>> schedule = pruner.partial(model, n_steps=5, optimizer=optimizer)    # doctest: +SKIP
+        >>> for epoch in range(5):                                              # doctest: +SKIP
+        ...     schedule.step()
+        ...     train(model, optimizer)
+        >>> report = schedule.finalize()                                        # doctest: +SKIP
+        """
+        owner = type(self).__name__
+        if isinstance(n_steps, bool) or not isinstance(n_steps, Integral) or n_steps < 1:
+            raise InvalidParameterError(
+                f"The 'n_steps' parameter of {owner}.partial must be an int in the range [1, inf). "
+                f"Got {n_steps!r} instead."
+            )
+        check_model(owner, model)
+        return GradualPruning(self, model, int(n_steps), optimizer)
+
+    def _selection(self, model: nn.Module) -> Selection:
+        """The weights to work on."""
+        check_patterns("layers", self.layers, model)
+        check_patterns("exclude", self.exclude, model)
+        selection = select(model, self.layers, self.exclude, inside_factors=True)
+        require_sites(type(self).__name__, selection)
+        return selection
+
+    def _prepared_fit(
+        self, model: nn.Module, data: object, sparsity: float | None = None
+    ) -> PruningFit:
+        """Check all settings, and run the first batch of the data where data takes part.
+
+        sparsity : instead of the parameter, and without `refit`: of one step of a schedule
+        """
+        self._validate_params()
+        owner = type(self).__name__
+        if isinstance(self.sparsity, bool) or isinstance(self.min_kept, bool):
+            raise InvalidParameterError(
+                f"The 'sparsity' and 'min_kept' parameters of {owner} must be numbers. Got "
+                f"{self.sparsity!r} and {self.min_kept!r} instead."
+            )
+        method = self._method()
+        if sparsity is not None:
+            method = replace(method, sparsity=sparsity, refit=False)
+        selection = self._selection(model)
+        given = None
+        if self._uses_data(method, data):
+            given = Calibration.observed(
+                calibration.batches(owner, data, model),
+                model,
+                selection.sites,
+                memory=self.calibration_memory,
+                max_positions=self.max_positions,
+                random_state=self.random_state,
+            )
+        return PruningFit(owner, model, selection, method, given, self.device, self.verbose)
+
+    def _choose(self, weight: Tensor, n_kept: int) -> Tensor:
+        """Which values stay of a weight that was not fitted, by a criterion without data."""
+        method = self._fitted_method
+        assert isinstance(method.criterion, Criterion)
+        scores = torch.stack([method.criterion.scores(group) for group in weight])
+        if method.pattern is not None:
+            return keep_pattern(scores, method.pattern)
+        return keep_largest(scores, n_kept)
+
+    def _uses_data(self, method: Method, data: object) -> bool:
+        """Whether data takes part; refuses settings that need it where there is none."""
+        wanted = []
+        if method.needs:
+            fields = " and ".join(method.needs)
+            wanted.append(f"what is asked for ({fields}) by {method.criterion!r}")
+        if method.refit:
+            wanted.append("refit=True")
+        if self.recalibrate_norm is True:
+            wanted.append("recalibrate_norm=True")
+        if wanted and data is None:
+            raise MissingDataError(type(self).__name__, wanted[0])
+        return bool(wanted)
+
+    def _resolved_criterion(self, given: Any) -> Criterion | DataCriterion:
+        """An instance of its own, seeded where it draws random numbers."""
+        criterion: Any = clone(registry.make("criteria", given))
+        if criterion.get_params().get("random_state", 0) is None:
+            seed = check_random_state(self.random_state).randint(2**31 - 1)
+            criterion.set_params(random_state=int(seed))
+        return criterion  # type: ignore[no-any-return]

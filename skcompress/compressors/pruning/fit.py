@@ -1,0 +1,257 @@
+"""One fit of a pruner: scores, a budget, and values for what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...calibration import output_moments, stream
+from ...metrics import count_bytes, count_nonzeros
+from ...plan import LayerPlan, Plan, Zeros
+from ...protocols import Criterion, DataCriterion, SparsityAllocation
+from ...selection import Selection, Site, flat_shape
+from ..calibrated import NOT_REACHED, Calibration
+from ..comparing import Result
+from ..factorizing import fingerprint, working_weight
+from ..fitting import set_norms
+from .masking import Distortion, distortion, masked, masked_by_pattern
+from .patterns import unsuited
+from .pruned import PrunedWeight
+from .refitting import Refit
+from .scoring import gathered, scored
+from .writing import pruned_copy
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to prune; see :class:`Pruner`."""
+
+    criterion: Criterion | DataCriterion
+    sparsity: float
+    allocation: SparsityAllocation
+    pattern: tuple[int, int] | None
+    min_kept: Any
+    refit: bool
+    refit_rounds: int = 1
+    class_weight: Any = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What data has to say, before anything is chosen."""
+        wanted = self.criterion.needs if isinstance(self.criterion, DataCriterion) else ()
+        return (*wanted, *(self.allocation.needs if self.pattern is None else ()))
+
+    @property
+    def updates(self) -> bool:
+        """Whether the criterion itself has other values for what stays."""
+        written = type(self.criterion)
+        return (
+            issubclass(written, DataCriterion)
+            and written.updated is not DataCriterion.updated
+            and not self.refit
+        )
+
+
+@dataclass(frozen=True)
+class PruningOutcome(Result):
+    """A plan, and what is decided for each weight, by its name."""
+
+    pruned: dict[str, PrunedWeight]
+
+
+@dataclass(frozen=True)
+class PruningFit:
+    """Goes from a model to an outcome.
+
+    reasons : why weights are not pruned, by name
+    """
+
+    owner: str
+    model: nn.Module
+    selection: Selection
+    method: Method
+    calibration: Calibration | None
+    device: Any
+    verbose: bool | int = False
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Those that are pruned, as far as it is known."""
+        return [site for site in self.selection.sites if site.name not in self.reasons]
+
+    def compressed(self, outcome: PruningOutcome) -> nn.Module:
+        """Build the pruned model."""
+        result = pruned_copy(self.model, self.selection.sites, outcome.pruned, self.device)
+        set_norms(result, outcome.norms)
+        return result
+
+    def scores(self) -> dict[str, Tensor]:
+        """Importances by the name of the site; notes the weights that have none."""
+        method = self.method
+        if method.pattern is not None:
+            for site in self.selection.sites:
+                reason = unsuited(site.slot.shape, method.pattern)
+                if reason is not None:
+                    self.reasons[site.name] = reason
+        for site in self.sites:  # before any forward: what is not finite has a name here
+            fingerprint(site.name, working_weight(site, self.device))
+        found = scored(
+            method.criterion,
+            self.model,
+            self.sites,
+            self.calibration,
+            self.device,
+            method.class_weight,
+            self.verbose,
+        )
+        for site in self.sites:
+            if site.name not in found:
+                self.reasons[site.name] = NOT_REACHED
+        return found
+
+    def masks(self, scores: dict[str, Tensor]) -> list[PrunedWeight]:
+        """Decide which values stay; uses the scores up."""
+        method = self.method
+        if method.pattern is not None:
+            return masked_by_pattern(self.sites, scores, method.pattern, self.device)
+        distortions = self._distortions(scores) if "distortion" in method.allocation.needs else {}
+        return masked(
+            self.owner,
+            self.sites,
+            scores,
+            method.sparsity,
+            method.min_kept,
+            method.allocation,
+            distortions,
+            self.device,
+        )
+
+    def _distortions(self, scores: Mapping[str, Tensor]) -> dict[str, Distortion]:
+        given = self.calibration
+        assert given is not None
+        settings: dict[str, Any] = {
+            "memory": given.memory,
+            "max_positions": given.max_positions,
+            "seed": given.seed,
+            "verbose": self.verbose,
+        }
+        gradients = dict(output_moments(self.model, self.sites, given.batches, **settings))
+        sizes = [float(_diagonal(g).mean()) for g in gradients.values()]
+        typical = sorted(sizes)[len(sizes) // 2] if sizes else 1.0
+        moments = {
+            name: found.moments
+            for name, found in stream(self.model, self.sites, given.batches, **settings)
+        }
+        result = {}
+        for site in self.sites:
+            seen = moments.get(site.name)
+            if seen is None:  # not reached, or looked up: nothing says what it would cost
+                self.reasons[site.name] = NOT_REACHED
+                continue
+            weight = working_weight(site, self.device)
+            of_outputs = gradients.get(site.name)
+            if of_outputs is None:  # outputs that never leave their layer
+                of_outputs = torch.full(weight.shape[:2], typical, dtype=torch.float64)
+            result[site.name] = distortion(scores[site.name], weight, seen, of_outputs)
+        return result
+
+    def values(self, pruned: Sequence[PrunedWeight]) -> dict[str, PrunedWeight]:
+        """Fit what stays, where that is asked for."""
+        known = {one.name: one for one in pruned}
+        if self.method.refit:
+            assert self.calibration is not None
+            method = self.method
+            refit = Refit(known, self.calibration, self.device, method.refit_rounds, method.pattern)
+            return refit.run(self.model, self.sites, self.verbose)
+        if self.method.updates:
+            self._update(known)
+        return known
+
+    def _update(self, known: dict[str, PrunedWeight]) -> None:
+        criterion, given = self.method.criterion, self.calibration
+        assert isinstance(criterion, DataCriterion)
+        assert given is not None
+        for site, evidence in gathered(
+            criterion.needs,
+            self.model,
+            self.sites,
+            given,
+            self.device,
+            self.method.class_weight,
+            self.verbose,
+        ):
+            weight = working_weight(site, self.device)
+            kept = known[site.name].kept(weight.device)
+            parts = zip(weight, evidence, kept, strict=True)
+            values = torch.stack([criterion.updated(*part) for part in parts])[kept]
+            known[site.name] = replace(known[site.name], values=values)
+
+    def plan(self, pruned: Mapping[str, PrunedWeight]) -> Plan:
+        """One row per weight or untouched module, in the order of the model."""
+        rows = {
+            left.name: LayerPlan(
+                left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
+            )
+            for left in self.selection.left
+        }
+        scheme = type(self.method.criterion).__name__.lower()
+        if self.method.pattern is not None:
+            scheme += " {}:{}".format(*self.method.pattern)
+        for site in self.selection.sites:
+            row: dict[str, Any] = {
+                "name": site.name,
+                "kind": site.kind,
+                "shape": flat_shape(site.slot.shape),
+                "groups": site.slot.groups,
+                "before": site.slot.size,
+                "after": site.slot.size,
+                "shared_with": tuple(module for module, _ in site.users[1:]),
+            }
+            known = pruned.get(site.name)
+            if known is None:
+                row["reason"] = self.reasons[site.name]
+            else:
+                weight = working_weight(site, self.device)
+                kept = known.applied(weight)
+                row["after"] = weight.numel()
+                row["scheme"] = scheme
+                row["nonzeros"] = int(weight.count_nonzero()), int(kept.count_nonzero())
+                row["error"] = _share_lost(weight, known)
+            rows[site.name] = LayerPlan(**row)
+        return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
+
+
+def zeros(model: nn.Module, plan: Plan) -> Zeros:
+    """Count what pruning does to a whole model."""
+    rows = [(row, row.nonzeros) for row in plan if row.nonzeros is not None]
+    weights = sum(row.after for row, _ in rows)
+    before, after = (sum(pair[i] for _, pair in rows) for i in (0, 1))
+    n_bytes, nonzeros = count_bytes(model), count_nonzeros(model)
+    # Of a model in several precisions: as if all were in that of its first parameter.
+    itemsize = next((p.itemsize for p in model.parameters()), 0)
+    spared = sum(row.before - row.after for row, _ in rows)
+    packed = sum(-(-row.after // 8) + pair[1] * itemsize for row, pair in rows)
+    return Zeros(
+        weights,
+        (weights - before, weights - after),
+        (nonzeros, nonzeros - before + after),
+        (n_bytes, n_bytes - spared * itemsize),
+        n_bytes - sum(row.before for row, _ in rows) * itemsize + packed,
+    )
+
+
+def _share_lost(weight: Tensor, known: PrunedWeight) -> float:
+    """Norm of the values that become zero, relative to the weight's."""
+    total = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    left = weight * known.kept(weight.device)
+    stays = float(torch.linalg.vector_norm(left, dtype=torch.float64))
+    return max(0.0, 1 - (stays / total) ** 2) ** 0.5 if total > 0 else 0.0
+
+
+def _diagonal(moment: Tensor) -> Tensor:
+    return moment if moment.dim() == 2 else moment.diagonal(dim1=1, dim2=2)

@@ -1,0 +1,114 @@
+"""Zeros that grow in number while a model is trained, and stay zero under its optimizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import HeldWeightError, PlanMismatchError, ScheduleError
+from ...metrics import count_parameters
+from ...plan import Report
+from ...selection import Site
+from .fit import PruningFit, zeros
+
+if TYPE_CHECKING:
+    from .base import PruningCompressor
+
+
+class GradualPruning:
+    """A schedule, as those of learning rates are: `step` now and then, `finalize` at the end.
+
+    It changes the model that it was given, in place. Step t of n sets the share of zeros to
+    s (1 - (1 - t/n)^3), most of them early on (Zhu & Gupta 2017, arXiv 1710.01878), and chooses
+    them anew, by the weights as they are then; what is zero has the least scores and stays. In
+    between, every `optimizer.step()` is followed by setting them to zero again.
+
+    Nothing is put into the model: parameters, `state_dict`, `copy.deepcopy` and
+    DistributedDataParallel see plain tensors with zeros. A copy, or a model that was loaded, has
+    the zeros but does not keep them; this object does, and has a `state_dict` of its own. With
+    DistributedDataParallel every process has a schedule, and criteria that take data get the same
+    data in each.
+    """
+
+    def __init__(self, pruner: PruningCompressor, model: nn.Module, n_steps: int, optimizer: Any):
+        self.n_steps, self.n_done = n_steps, 0
+        self._pruner, self._model = pruner, model
+        self._sites: dict[str, Site] = {s.name: s for s in pruner._selection(model).sites}
+        for site in self._sites.values():
+            _require_stored(site)
+        self._masks: dict[str, Tensor] = {}
+        self._fit: PruningFit | None = None
+        self._hook = None
+        if optimizer is not None:
+            self._hook = optimizer.register_step_post_hook(lambda *_: self.hold())
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros, among the weights that count, that is held now."""
+        share: float = self._pruner.sparsity
+        return share * (1 - (1 - self.n_done / self.n_steps) ** 3)
+
+    @torch.no_grad()
+    def step(self, data: object = None) -> None:
+        """Set more values to zero, the next share of them."""
+        if self.n_done == self.n_steps:
+            raise ScheduleError(self.n_steps)
+        self.n_done += 1
+        try:
+            fit = self._pruner._prepared_fit(self._model, data, sparsity=self.sparsity)
+            masks = fit.masks(fit.scores())
+        except BaseException:
+            self.n_done -= 1
+            raise
+        self._fit = fit
+        device = {name: site.slot.parameters[0].device for name, site in self._sites.items()}
+        self._masks = {one.name: one.kept(device[one.name]) for one in masks}
+        self._last = {one.name: one for one in masks}
+        self.hold()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Set to zero what is to be zero; called after every step of the optimizer."""
+        for name, kept in self._masks.items():
+            weight = self._sites[name].slot.read().detach()
+            weight.mul_(kept)
+
+    def finalize(self) -> Report | None:
+        """Let the weights go: from here on nothing keeps them zero. Gives the report."""
+        self.hold()
+        if self._hook is not None:
+            self._hook.remove()
+        self._masks = {}
+        if self._fit is None:
+            return None
+        plan = self._fit.plan(self._last)
+        n = count_parameters(self._model)
+        return Report(plan, n, n, zeros=zeros(self._model, plan))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give how many steps are done, and what is held: True where values stay."""
+        return {"n_done": self.n_done, "masks": dict(self._masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another schedule of the same model was, and hold what it held."""
+        for name, kept in state["masks"].items():
+            found = self._sites.get(name)
+            if found is None or found.slot.shape != kept.shape:
+                shape = None if found is None else found.slot.shape
+                raise PlanMismatchError(name, f"has shape {shape}", f"{tuple(kept.shape)}")
+        self.n_done = state["n_done"]
+        self._masks = {
+            name: kept.to(self._sites[name].slot.parameters[0].device)
+            for name, kept in state["masks"].items()
+        }
+        self.hold()
+
+
+def _require_stored(site: Site) -> None:
+    """Refuse a weight that is computed anew from other parameters at every call."""
+    weight = site.slot.read().detach()
+    stored = site.slot.parameters[0]
+    if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+        raise HeldWeightError(site.name)

@@ -1,0 +1,106 @@
+"""Which values of all weights stay: from scores to `PrunedWeight`s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calibration import Moments, kfac_energy
+from ...protocols import Prunable, SparsityAllocation
+from ...ranking import keep_largest
+from ...selection import Site
+from ..factorizing import fingerprint, working_weight
+from .budget import least_kept, numbers_that_stay
+from .patterns import keep_pattern
+from .pruned import PrunedWeight
+
+Distortion = Callable[[Sequence[int]], Sequence[float]]
+
+
+def masked(
+    owner: str,
+    sites: Sequence[Site],
+    scores: dict[str, Tensor],
+    sparsity: float,
+    min_kept: Any,
+    allocation: SparsityAllocation,
+    distortions: Mapping[str, Distortion],
+    device: Any,
+) -> list[PrunedWeight]:
+    """Keep the values with the largest scores, as many of each weight as the allocation says.
+
+    scores : by the name of the site; used up, one after another
+    """
+    weights = [
+        Prunable(
+            site.name,
+            tuple(scores[site.name].shape),
+            least_kept(min_kept, scores[site.name].numel()),
+            scores=_Constant(scores[site.name]),
+            weight=_Weight(site, device),
+            distortion=distortions.get(site.name),
+        )
+        for site in sites
+    ]
+    counts = numbers_that_stay(owner, weights, sparsity, min_kept, allocation)
+    del weights
+    result = []
+    for site, count in zip(sites, counts, strict=True):
+        kept = keep_largest(scores.pop(site.name), count)
+        result.append(PrunedWeight.of(site.name, _seen(site, device), kept))
+    return result
+
+
+def masked_by_pattern(
+    sites: Sequence[Site], scores: dict[str, Tensor], pattern: tuple[int, int], device: Any
+) -> list[PrunedWeight]:
+    """Keep the N values of every M neighbours that have the largest scores."""
+    return [
+        PrunedWeight.of(
+            site.name, _seen(site, device), keep_pattern(scores.pop(site.name), pattern)
+        )
+        for site in sites
+    ]
+
+
+def distortion(scores: Tensor, weight: Tensor, moments: Moments, gradients: Tensor) -> Distortion:
+    """Give what the outputs of the network lose, in nats to second order, by numbers of values.
+
+    scores, weight : (groups, out, in, *kernel); gradients : as `calibration.output_moments` gives
+    """
+
+    def lost(counts: Sequence[int]) -> list[float]:
+        gram, seen = moments.gram.to(weight.device), gradients.to(weight.device)
+        return [
+            kfac_energy(weight * ~keep_largest(scores, count), gram, seen) / 2 for count in counts
+        ]
+
+    return lost
+
+
+def _seen(site: Site, device: Any) -> int:
+    return fingerprint(site.name, working_weight(site, device))
+
+
+class _Constant:
+    """A callable that gives a tensor."""
+
+    def __init__(self, value: Tensor):
+        self._value = value
+
+    def __call__(self) -> Tensor:
+        return self._value
+
+
+class _Weight:
+    """A callable that gives the values of a site."""
+
+    def __init__(self, site: Site, device: Any):
+        self._site, self._device = site, device
+
+    def __call__(self) -> Tensor:
+        with torch.no_grad():
+            return working_weight(self._site, self._device)

@@ -1,0 +1,132 @@
+"""Importances of all numbers of a model's weights, with the data that a criterion asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...calibration import Statistics, stream, weight_gradients
+from ...errors import ScoreError
+from ...protocols import Criterion, DataCriterion, Evidence
+from ...selection import Site
+from ..calibrated import Calibration, on
+from ..factorizing import working_weight
+
+
+def scored(
+    criterion: Criterion | DataCriterion,
+    model: nn.Module,
+    sites: Sequence[Site],
+    calibration: Calibration | None,
+    device: Any,
+    class_weight: Any = None,
+    verbose: bool | int = False,
+) -> dict[str, Tensor]:
+    """Give scores (groups, out, in, *kernel) by the name of the site.
+
+    Sites that the data does not reach, where it is asked for, are missing.
+    """
+    if isinstance(criterion, Criterion):
+        found = {}
+        for site in sites:
+            weight = working_weight(site, device)
+            parts = [_checked(site, criterion, part, criterion.scores(part)) for part in weight]
+            found[site.name] = torch.stack(parts) if len(parts) > 1 else parts[0][None]
+        return found
+    assert calibration is not None
+    return {
+        site.name: torch.stack(
+            [
+                _checked(site, criterion, *pair, criterion.scores(*pair))
+                for pair in zip(working_weight(site, device), evidence, strict=True)
+            ]
+        )
+        for site, evidence in gathered(
+            criterion.needs, model, sites, calibration, device, class_weight, verbose
+        )
+    }
+
+
+def gathered(
+    needs: Sequence[str],
+    model: nn.Module,
+    sites: Sequence[Site],
+    calibration: Calibration,
+    device: Any,
+    class_weight: Any = None,
+    verbose: bool | int = False,
+) -> Iterator[tuple[Site, list[Evidence]]]:
+    """Yield each site that the data reaches, with what is asked for of each of its groups."""
+    of_weights: dict[str, Mapping[str, Tensor]] = {
+        what: dict(
+            weight_gradients(
+                model,
+                sites,
+                calibration.batches,
+                what,
+                class_weight=class_weight,
+                seed=calibration.seed,
+                verbose=verbose,
+            )
+        )
+        for what in needs
+        if what != "gram"
+    }
+    by_name = {site.name: site for site in sites}
+    reached: Iterator[tuple[str, Statistics | None]] = iter(
+        [(name, None) for name in by_name]
+        if "gram" not in needs
+        else stream(
+            model,
+            sites,
+            calibration.batches,
+            memory=calibration.memory,
+            max_positions=calibration.max_positions,
+            seed=calibration.seed,
+            verbose=verbose,
+        )
+    )
+    for name, statistics in reached:
+        site = by_name[name]
+        where = site.slot.parameters[0].device if device is None else torch.device(device)
+        if all(name in found for found in of_weights.values()):
+            yield (
+                site,
+                [
+                    Evidence(
+                        **_inputs(statistics, g, where),
+                        **{what: found[name][g].to(where) for what, found in of_weights.items()},
+                    )
+                    for g in range(site.slot.groups)
+                ],
+            )
+
+
+def _inputs(statistics: Statistics | None, group: int, device: Any) -> dict[str, Tensor | None]:
+    if statistics is None:
+        return {}
+    if statistics.moments is not None:
+        return {"gram": on(device, statistics.moments.gram[group])}
+    assert statistics.lookups is not None
+    n = statistics.lookups.sum().clamp(min=1)
+    return {"lookups": on(device, statistics.lookups / n)}
+
+
+def _checked(site: Site, criterion: object, weight: Tensor, *rest: Any) -> Tensor:
+    """Refuse scores that nothing can be chosen by."""
+    scores: Tensor = rest[-1]
+    name = type(criterion).__name__
+    if scores.shape != weight.shape:
+        what = f"scores of shape {tuple(scores.shape)}, where the weight has {tuple(weight.shape)}"
+        raise ScoreError(site.name, name, what)
+    # NaN comes through as both ends.
+    least, largest = scores.aminmax()
+    if not bool(torch.isfinite(least) & torch.isfinite(largest)):
+        n_bad = int(scores.numel() - scores.isfinite().sum())
+        raise ScoreError(site.name, name, f"{n_bad} NaN or infinite scores")
+    if least < 0:
+        raise ScoreError(site.name, name, f"negative scores, down to {float(least):.3g}")
+    return scores
