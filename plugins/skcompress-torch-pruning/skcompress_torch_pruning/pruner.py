@@ -29,7 +29,7 @@ from .errors import NoInputsError
 from .groups import ChannelGroup, removal
 from .plan import ChannelReport
 from .planning import excluded, make_plan, unwanted
-from .refitting import Fit, apply_, refitted
+from .refitting import ChannelRefit, Fit, apply_
 from .removing import copied, mixes, remove_
 from .tracing import Trace, example, trace
 from .values import check_values, fingerprints
@@ -246,7 +246,7 @@ class ChannelPruner(Compressor):
             everything = refit == "all"
             readers = [s for n, s in sites.items() if everything or gone.get(n, ([], []))[1]]
             with steps("refit"):
-                fits = refitted(model, readers, gone, given, self.verbose)
+                fits = ChannelRefit(gone, given).run(model, readers, self.verbose)
         small = copied(model)
         apply_(small.get_submodule, fits)
         remove_(small, gone, resized)

@@ -1,4 +1,4 @@
-"""Layers that have lost inputs, fitted to give what they gave: in order of execution.
+"""Layers fitted to give what they gave, without the channels that go: in order of execution.
 
 The compressed network is played by the original one with zeros where channels are no longer read,
 which gives the same values in a network of the same shape: its moments are those of what each
@@ -7,19 +7,16 @@ layer will meet, and the goal is what the original layer gave from what it met.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from skcompress.calibration import Anchored, Lockstep, device_of, same_randomness
-from skcompress.compressors.calibrated import Calibration, noise
-from skcompress.compressors.factorizing import add_offset
-from skcompress.compressors.sequential import RIDGE
+from skcompress.compressors.calibrated import Calibration
+from skcompress.compressors.factorizing import add_offset, missing_mean
+from skcompress.compressors.in_order import Goal, InOrder, StandIn
 from skcompress.decompositions.regression import least_squares
-from skcompress.protocols import Metric
 from skcompress.selection import Site
 
 from .groups import Removal
@@ -40,70 +37,61 @@ class Fit:
     offset_to: str | None = None
 
 
-def refitted(
-    model: nn.Module,
-    sites: Collection[Site],
-    gone: Removal,
-    calibration: Calibration,
-    verbose: bool | int,
-) -> dict[str, Fit]:
-    """Fit each of these layers anew, by name.
+class ChannelRefit(InOrder):
+    """Least squares on the inputs that stay, one layer after another.
 
-    sites : weights of the layers to be fitted; each alone in its layer
     gone : what goes of each layer
     """
-    by_name = {site.name: site for site in sites}
-    fits: dict[str, Fit] = {}
-    with same_randomness(device_of(model)), torch.no_grad():
-        networks = Lockstep(
-            model, by_name, calibration.batches,
-            max_positions=calibration.max_positions, seed=calibration.seed,
-        )  # fmt: skip
-        total = len(networks)
-        for name in tqdm(networks, desc="refit", unit="layer", total=total, disable=not verbose):
-            site = by_name[name]
-            found = networks.anchored(name, {"": site.slot}).get("")
-            layer = networks.pristine(name)
-            lost = gone.get(name, ([], []))[1]
-            fits[name] = _fit(layer, lost, found, calibration.offset_to(site))
-            stand_in = copied(layer)
-            networks.replace(name, stand_in)
-            apply_(networks.successor, {name: fits[name]})
-    return fits
+
+    def __init__(self, gone: Removal, calibration: Calibration):
+        super().__init__(calibration, None)
+        self._gone = gone
+        self._fits: dict[str, Fit] = {}
+
+    def run(self, model: nn.Module, sites: Sequence[Site], verbose: bool | int) -> dict[str, Fit]:
+        """Give what was fitted by the name of the layer; each of these weights alone in its own."""
+        self.go(model, sites, verbose)
+        return self._fits
+
+    def fit_site(self, site: Site, goal: Goal) -> None:
+        name = site.users[0][0]
+        weight = site.slot.read().detach()
+        result = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        stays = self._stays(name, weight)
+        size = weight[0, 0, 0].numel()
+        for g, metric in enumerate(goal.metrics):
+            inputs = stays[g].repeat_interleave(size)
+            if not bool(inputs.any()):
+                continue
+            part = weight[g][:, stays[g]].to(torch.promote_types(weight.dtype, torch.float32))
+            seen = replace(
+                metric, gram=metric.gram[inputs][:, inputs], cross=metric.cross[:, inputs]
+            )
+            result[g][:, stays[g]] = least_squares(part, seen).to(weight.dtype)
+        offset = None if goal.means is None else missing_mean(result, *goal.means)
+        self._fits[name] = Fit(result, offset, goal.offset_to)
+
+    def stand_in(self, name: str, module: nn.Module, sites: Sequence[Site]) -> StandIn | None:
+        layer = copied(module)
+        weight = matrix(layer)
+        if name not in self._fits:  # nothing was collected for it
+            weight[~self._stays(name, weight)[:, None].expand(weight.shape[:3])] = 0
+            return StandIn(layer)
+        fit = self._fits[name]
+        weight.copy_(fit.weight)
+        return StandIn(layer, fit.offset, fit.offset_to)
+
+    def _stays(self, name: str, weight: Tensor) -> Tensor:
+        """Which inputs stay, (groups, in)."""
+        stays = torch.ones(weight.shape[0], weight.shape[2], dtype=torch.bool, device=weight.device)
+        stays[columns(weight, self._gone.get(name, ([], []))[1])] = False
+        return stays
 
 
-def apply_(module_of: object, fits: dict[str, Fit]) -> None:
+@torch.no_grad()
+def apply_(module_of: Callable[[str], nn.Module], fits: Mapping[str, Fit]) -> None:
     """Write fits into the layers that `module_of` gives by name, in place."""
     for name, fit in fits.items():
-        layer = module_of(name)  # type: ignore[operator]
-        with torch.no_grad():
-            weight = matrix(layer)
-            weight.copy_(fit.weight)
-            if fit.offset is not None and fit.offset_to is not None:
-                add_offset(module_of(fit.offset_to), fit.offset)  # type: ignore[operator]
-
-
-def _fit(
-    layer: nn.Module, lost: Collection[int], found: Anchored | None, offset_to: str | None
-) -> Fit:
-    weight = matrix(layer)
-    kept = torch.ones(weight.shape[0], weight.shape[2], dtype=torch.bool, device=weight.device)
-    kept[columns(weight, lost)] = False
-    result = weight.clone()
-    result[~kept[:, None].expand(result.shape[:3])] = 0
-    if found is None:  # no batch reaches it
-        return Fit(result)
-    moments = found if offset_to is None else found.centred()
-    rest = noise(found.gram)
-    size = weight[0, 0, 0].numel()
-    for g, group in enumerate(weight):
-        inputs = kept[g].repeat_interleave(size)
-        part = group[:, kept[g]].float()
-        gram, cross = moments.gram[g].to(part.device), moments.cross[g].to(part.device)
-        metric = Metric(gram[inputs][:, inputs], cross[:, inputs], 0.0, ridge=RIDGE, noise=rest[g])
-        if part.numel():
-            result[g, :, kept[g]] = least_squares(part, metric).to(result)
-    if offset_to is None:
-        return Fit(result)
-    given = torch.einsum("gon,gn->go", result.flatten(2).double(), found.inputs.to(weight.device))
-    return Fit(result, (found.outputs.to(given) - given).flatten(), offset_to)
+        matrix(module_of(name)).copy_(fit.weight)
+        if fit.offset is not None and fit.offset_to is not None:
+            add_offset(module_of(fit.offset_to), fit.offset)
