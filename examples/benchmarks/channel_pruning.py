@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from posttraining import Results, seconds
+from posttraining_results import Results, measure_dense, seconds
 from posttraining_tables import tables
 from posttraining_tasks import Subject, open_subject
 from tqdm import tqdm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf
 from numbers import Real
 from typing import Any
 
@@ -57,7 +56,7 @@ def class_weights(data: Batches, class_weight: Any) -> dict[int, float]:
     """Resolve weights of classes to a number for each label; "balanced" reads the data once."""
     if isinstance(class_weight, Mapping):
         given = class_weight.items()
-        if not all(isinstance(w, Real) and 0 <= float(w) < inf for _, w in given):
+        if not all(isinstance(w, Real) and 0 <= float(w) < np.inf for _, w in given):
             why = f"must have finite weights of at least 0; got {dict(class_weight)!r}"
             raise SampleWeightError(data.owner, "class_weight", why)
         return {int(label): float(weight) for label, weight in given}
@@ -75,8 +74,9 @@ def _labels(owner: str, batch: Batch) -> Tensor:
     labels, n = batch.labels, n_samples(batch)
     if labels is None:
         why = (
-            "needs labels, an integer for each sample: pass batches (inputs, labels), or dicts "
-            "with an item 'labels', such as DataLoader(TensorDataset(inputs, labels))"
+            "needs labels, an integer for each sample: pass batches (inputs, labels), as "
+            "DataLoader(TensorDataset(inputs, labels), batch_size=64) gives them, or dicts with an "
+            "item 'labels'"
         )
         raise SampleWeightError(owner, "class_weight", why)
     if len(labels) != n:

@@ -133,8 +133,8 @@ def choose(
         group = by_name[step.group]
         for member in group.members:
             if member.layer in column:
-                gone = sum(len(group.places(member, u)) for u in step.units)
-                changes[n, int(not member.outputs), column[member.layer]] += gone
+                lost = sum(len(group.places(member, u)) for u in step.units)
+                changes[n, int(not member.outputs), column[member.layer]] += lost
     product = np.array([costs[name].product for name in layers])
     vector = np.array([costs[name].vector for name in layers])
     sizes = np.array([[costs[n].outputs for n in layers], [costs[n].inputs for n in layers]])

@@ -8,9 +8,9 @@ derivative, what the likelihood changes by when the channel goes (Molchanov et a
 1906.10771). Where the data has no labels they are drawn from what the network itself says, which
 makes it the diagonal of the Fisher information (Theis et al. 2018, arXiv 1801.05787).
 
-"lrp": the goal is the score of the labelled class, or of the most probable one; a channel scores the
-size of the relevance that flows through it, by the rule alpha = 1, beta = 0 in all layers that mix channels
-(Yeom et al. 2021, "Pruning by explaining", arXiv 1912.08881).
+"lrp": the goal is the score of the labelled class, or of the most probable one; a channel scores
+the size of the relevance that flows through it, by the rule alpha = 1, beta = 0 in all layers that
+mix channels (Yeom et al. 2021, "Pruning by explaining", arXiv 1912.08881).
 """
 
 from __future__ import annotations

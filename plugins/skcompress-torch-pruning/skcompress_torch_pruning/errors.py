@@ -39,8 +39,8 @@ class NonFiniteScoreError(SkcompressError, ValueError):
     def __init__(self, criterion: str, layer: str, n_bad: int, n: int):
         super().__init__(
             f"criterion {criterion!r} gives {n_bad} of {n} channels of layer {layer!r} a NaN or "
-            "infinite importance: look at the values that this layer gives on the data, or leave it "
-            f"out with exclude=[{layer!r}]"
+            "infinite importance: look at the values that this layer gives on the data, or leave "
+            f"it out with exclude=[{layer!r}]"
         )
 
 
@@ -60,6 +60,6 @@ class NoInputsError(SkcompressError, ValueError):
     def __init__(self, owner: str):
         super().__init__(
             f"{owner} reads off a forward which channels depend on each other: pass inputs as the "
-            "second argument, fit(model, data). One batch will do for criteria that look at weights "
-            "alone; 'merge', 'taylor', 'lrp' and refit want a few hundred inputs"
+            "second argument, fit(model, data). One batch will do for criteria that look at "
+            "weights alone; 'merge', 'taylor', 'lrp' and refit want a few hundred inputs"
         )

@@ -101,9 +101,9 @@ class ChannelPlan:
             if found != expected:
                 raise PlanMismatchError(name, f"is {found}", expected)
         for module, attribute, before, _ in self.resized:
-            found = getattr(modules.get(module), attribute, None)
-            if found != before:
-                raise PlanMismatchError(module, f"has {attribute}={found!r}", f"{before}")
+            held = getattr(modules.get(module), attribute, None)
+            if held != before:
+                raise PlanMismatchError(module, f"has {attribute}={held!r}", f"{before}")
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain dicts, lists, strings and numbers, ready for JSON."""

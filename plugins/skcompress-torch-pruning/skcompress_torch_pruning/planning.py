@@ -38,9 +38,11 @@ def unwanted(
             module = model.get_submodule(name)
             if any(matches(p, [name], [module]) for p in as_patterns(exclude)):
                 reasons[group.name] = f"{name} is in exclude"
-            elif layers is not None and mixes(module):
-                if not any(matches(p, [name], [module]) for p in as_patterns(layers)):
-                    reasons[group.name] = f"{name} is not among layers"
+            wanted = layers is None or any(
+                matches(p, [name], [module]) for p in as_patterns(layers)
+            )
+            if mixes(module) and not wanted:
+                reasons.setdefault(group.name, f"{name} is not among layers")
     return reasons
 
 

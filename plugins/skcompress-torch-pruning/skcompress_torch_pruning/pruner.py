@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from skcompress import calibration
 from skcompress.calibration import Batches, observer, weighted
 from skcompress.calibration.workload import count_calls
 from skcompress.compressors.calibrated import Calibration
-from skcompress.compressors.factorizing import fingerprint
 from skcompress.compressors.fitting import set_norms
 from skcompress.compressors.steps import Steps
-from skcompress.errors import CalibratedWeightError, MetaWeightError, NoLayerError
+from skcompress.errors import CalibratedWeightError, NoLayerError
 from skcompress.metrics import count_flops, count_parameters
 from skcompress.protocols import Compressor
 from skcompress.selection import Selection, Site, check_model, check_patterns, select
@@ -28,11 +27,12 @@ from .closeness import Closeness
 from .criteria import DATA, PLAIN, rankings
 from .errors import NoInputsError
 from .groups import ChannelGroup, removal
-from .plan import ChannelPlan, ChannelReport
+from .plan import ChannelReport
 from .planning import excluded, make_plan, unwanted
-from .refitting import Fit, apply_, refitted
-from .removing import copied, matrix, mixes, remove_
+from .refitting import ChannelRefit, Fit, apply_
+from .removing import copied, mixes, remove_
 from .tracing import Trace, example, trace
+from .values import check_values, fingerprints
 from .verifying import Trial, resizes, verified
 
 _PATTERNS = [None, str, type, list, tuple, set]
@@ -62,7 +62,7 @@ class ChannelPruner(Compressor):
         - ``"batch_norm"``: its scales in batch normalisations, relative to the mean of its group;
         - ``"taylor"``: squared first-order change of the log-likelihood of the labels, or of labels
           that the model draws itself where the data has none;
-        - ``"lrp"``: relevance for the labelled class, or the most probable one, that flows through it;
+        - ``"lrp"``: relevance for the labelled or the most probable class that flows through it;
         - ``"merge"``: what the layers that read it lose when it is predicted from the channels that
           stay, by least squares on the data; then they are fitted to do without it;
         - ``"random"``: nothing, as a baseline.
@@ -111,7 +111,7 @@ class ChannelPruner(Compressor):
     Examples
     --------
     >>> import torch
-    >>> from torch import Tensor, nn
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(),
     ...                       nn.Linear(256, 10))
     >>> pruner = ChannelPruner(ratio=0.4, criterion="l2")
@@ -211,7 +211,7 @@ class ChannelPruner(Compressor):
             raise NoInputsError(owner)
         check_patterns("layers", self.layers, model)
         check_patterns("exclude", self.exclude, model)
-        _check_values(model)
+        check_values(model)
         batches = calibration.batches(owner, data, model)
         data_in = weighted(batches, self.class_weight, sample_weight)
         steps = Steps(calibration.device_of(model))
@@ -246,7 +246,7 @@ class ChannelPruner(Compressor):
             everything = refit == "all"
             readers = [s for n, s in sites.items() if everything or gone.get(n, ([], []))[1]]
             with steps("refit"):
-                fits = refitted(model, readers, gone, given, self.verbose)
+                fits = ChannelRefit(gone, given).run(model, readers, self.verbose)
         small = copied(model)
         apply_(small.get_submodule, fits)
         remove_(small, gone, resized)
@@ -255,7 +255,9 @@ class ChannelPruner(Compressor):
             norms, divergence = closeness.best(small, self.recalibrate_norm)
         set_norms(small, norms)
 
-        self.plan_ = make_plan(model, small, groups, dict(_by_name(chosen)), gone, resized)
+        self.plan_ = make_plan(
+            model, small, groups, {group.name: units for group, units in chosen}, gone, resized
+        )
         self.n_parameters_in_, self.n_parameters_out_ = map(count_parameters, (model, small))
         first = next(iter(batches))
         self.n_flops_in_, self.n_flops_out_ = (
@@ -267,16 +269,16 @@ class ChannelPruner(Compressor):
             (self.n_flops_in_, self.n_flops_out_), divergence, tuple(steps.done),
         )  # fmt: skip
         self._fits, self._norms = fits, norms
-        self._seen = _fingerprints(model, self.plan_) if fits or norms else {}
+        self._seen = fingerprints(model, self.plan_.layers) if fits or norms else {}
         return self
 
     @torch.no_grad()
     def transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of `model` without the planned channels.
 
-        model : the fitted model or another one of the same architecture (a later checkpoint; a model
-            on the meta device). Where layers were fitted or normalisations recalibrated with the
-            data, other weights than the fitted ones are refused.
+        model : the fitted model or another one of the same architecture (a later checkpoint; a
+            model on the meta device). Where layers were fitted or normalisations recalibrated with
+            the data, other weights than the fitted ones are refused.
         """
         check_is_fitted(self, "plan_")
         check_model(type(self).__name__, model)
@@ -284,8 +286,9 @@ class ChannelPruner(Compressor):
         small = copied(model)
         if any(p.is_meta for p in model.parameters()):
             return remove_(small, self.plan_.removal, self.plan_.resizes)
+        found = fingerprints(model, self._seen)
         for name, known in self._seen.items():
-            if known != _seen(name, matrix(model.get_submodule(name))):
+            if known != found[name]:
                 raise CalibratedWeightError(name)
         apply_(small.get_submodule, self._fits)
         remove_(small, self.plan_.removal, self.plan_.resizes)
@@ -333,27 +336,3 @@ class ChannelPruner(Compressor):
             uniform=self.allocation == "uniform",
         )  # fmt: skip
         return [(group, gone[group.name]) for group in groups]
-
-
-def _by_name(chosen: Sequence[tuple[ChannelGroup, tuple[int, ...]]]) -> Any:
-    return ((group.name, units) for group, units in chosen)
-
-
-def _check_values(model: nn.Module) -> None:
-    """Refuse parameters without values, and NaN among them."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise MetaWeightError(name)
-        if parameter.is_floating_point():
-            _seen(name, parameter.detach())
-
-
-def _fingerprints(model: nn.Module, plan: ChannelPlan) -> dict[str, int]:
-    """Tell the weights of all planned layers from others."""
-    layers = {name: model.get_submodule(name) for name in plan.layers}
-    return {n: _seen(n, matrix(layer)) for n, layer in layers.items() if mixes(layer)}
-
-
-def _seen(name: str, tensor: Tensor) -> int:
-    """Tell values from others, and refuse NaN; also in half precision."""
-    return fingerprint(name, tensor.to(torch.promote_types(tensor.dtype, torch.float32)))

@@ -1,4 +1,4 @@
-"""Channels taken out of layers for good, by torch-pruning's own functions for each kind of layer."""
+"""Channels taken out of layers for good, by torch-pruning's functions for each kind of layer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def matrix(layer: nn.Module) -> Tensor:
 
 
 def columns(weight: Tensor, channels: Iterable[int]) -> tuple[Tensor, Tensor]:
-    """Where input channels of a weight (groups, out, in, *kernel) are: groups, and places in them."""
+    """Where input channels of a weight (groups, out, in, *kernel) are: group, and place in it."""
     index = torch.tensor(list(channels), dtype=torch.int64, device=weight.device)
     return index // weight.shape[2], index % weight.shape[2]
 

@@ -70,8 +70,9 @@ class Trial:
 
 
 def _double(value: object) -> object:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if floating else value  # type: ignore[union-attr]
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
 
 
 def resizes(chosen: Chosen) -> list[tuple[Resize, int]]:
