@@ -64,16 +64,7 @@ def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
 
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
     """Do for one network whatever is not yet among `results`."""
-    about = {
-        "network": subject.name, "kind": subject.kind, "weights": subject.digest,
-        "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
-        "threads": torch.get_num_threads(), "device": options.device,
-    }  # fmt: skip
-    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
-    if dense not in results:
-        n = count_parameters(subject.network)
-        quality = subject.task.quality(subject.network)
-        results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
+    about = measure_dense(subject, options.test_images, options.device, results)
     jobs = list(product(options.methods, options.keep, options.images, options.seeds))
     for method, keep, inputs, seed in (bar := tqdm(jobs, desc=subject.name)):
         row = {**about, "settings": METHODS[method], "keep": keep, "inputs": inputs, "seed": seed}
