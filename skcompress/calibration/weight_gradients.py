@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import (
-    CalibrationValueError,
     MetaWeightError,
     ModelCopyError,
     NonFiniteGradientError,
@@ -28,8 +27,6 @@ from .outputs import Form, checked_rows, form_of
 from .passes import generator, length
 from .relevance import RULES, set_rule
 
-ClassWeight = Mapping[int, float] | Sequence[float] | None
-
 # How often outputs are drawn for one batch. Of the sum of a batch's gradients the square is on
 # average the sum of their squares, as they are independent and average to nothing; more draws
 # make it less noisy, each for one backward pass.
@@ -43,7 +40,6 @@ def weight_gradients(
     data: Batches,
     what: str,
     *,
-    class_weight: ClassWeight = None,
     seed: int = 0,
     verbose: bool | int = False,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -54,12 +50,10 @@ def weight_gradients(
         for outputs drawn from the network's own distribution; "relevance" and
         "positive_relevance", E[R], of the output for the most probable class, by the rules
         "epsilon" and "positive" of `calibration.relevance`
-    class_weight : how much inputs of each class count: weights by class, 1 for those not named.
-        The class is that of the data's labels, or the most probable one where it has none.
 
-    Means are over inputs, or positions of sequences. The model runs in eval mode, as a copy with
-    parameters of its own: memory of the model and of its gradients. Weights that no batch reaches
-    are missing.
+    Means are over inputs, or positions of sequences, as `Batch.weights` has them count. The model
+    runs in eval mode, as a copy with parameters of its own: memory of the model and of its
+    gradients. Weights that no batch reaches are missing.
     """
     with differentiable(), same_randomness(device_of(model)):
         copied = prepared(_plain_copy(model, sites))
@@ -72,7 +66,7 @@ def weight_gradients(
         if what in _RULE:
             for name in {user for site in sites for user, _ in site.users}:
                 set_rule(copied.get_submodule(name), _RULE[what])
-        sums, n = _sums(copied, list(stored.values()), data, what, class_weight, seed, verbose)
+        sums, n = _sums(copied, list(stored.values()), data, what, seed, verbose)
     with torch.no_grad():
         # Slots are views of what stores them: with the sums in its place they show those.
         for key, parameter in stored.items():
@@ -121,7 +115,6 @@ def _sums(
     parameters: Sequence[nn.Parameter],
     data: Batches,
     what: str,
-    class_weight: ClassWeight,
     seed: int,
     verbose: bool | int,
 ) -> tuple[dict[int, Tensor | None], float]:
@@ -136,7 +129,7 @@ def _sums(
             result = forward(model, number, batch, data.owner)
             form = form or form_of(result, batch)
             rows = checked_rows(form, result, batch, number, data.owner)
-            counts = _row_weights(rows.detach(), form, batch, class_weight)
+            counts = _row_weights(rows.detach(), batch)
             n_draws = DRAWS if what == "fisher" else 1
             for draw in range(n_draws):
                 start = _START[what](rows.detach(), form, draws)
@@ -155,23 +148,16 @@ def _sums(
     return sums, n or 1.0
 
 
-def _row_weights(rows: Tensor, form: Form, batch: Batch, class_weight: ClassWeight) -> Tensor:
-    """How much each row of outputs counts."""
-    counts = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
-    if class_weight is None:
-        return counts
-    if form.axis is None:
-        rule = "None for a network whose outputs are no classes"
-        raise CalibrationValueError("class_weight", rule, class_weight)
-    found = batch.labels
-    if found is None or len(found) != len(rows):
-        found = rows.argmax(1)
-    named = class_weight if isinstance(class_weight, Mapping) else dict(enumerate(class_weight))
-    for label, weight in named.items():
-        if not weight >= 0:
-            raise CalibrationValueError("class_weight", "weights of at least 0", class_weight)
-        counts[found == label] = float(weight)
-    return counts
+def _row_weights(rows: Tensor, batch: Batch) -> Tensor:
+    """How much each row of outputs counts: as much as the sample that it belongs to."""
+    if batch.weights is None:
+        return rows.new_ones(len(rows))
+    weights = batch.weights.to(rows)
+    if batch.mask is not None and int(batch.mask.sum()) == len(rows):
+        return weights[:, None].expand(batch.mask.shape)[batch.mask]
+    # Rows that cannot be told apart by samples count alike.
+    each, rest = divmod(len(rows), max(1, len(weights)))
+    return rows.new_ones(len(rows)) if rest else weights.repeat_interleave(each)
 
 
 def _most_probable(rows: Tensor) -> Tensor:

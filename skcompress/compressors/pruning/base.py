@@ -64,6 +64,7 @@ class PruningCompressor(Compressor):
     max_positions: int | None = None
     random_state: Any = None
     recalibrate_norm: Any = False
+    class_weight: Any = None
 
     @abstractmethod
     def _method(self) -> Method:
@@ -195,11 +196,13 @@ class PruningCompressor(Compressor):
         selection = self._selection(model)
         given = None
         if self._uses_data(method, data):
+            batches = calibration.batches(owner, data, model)
+            known = Known.about(self._shared or Shared(0), model, data)
             given = Calibration.observed(
-                calibration.batches(owner, data, model),
+                calibration.weighted(batches, self.class_weight),
                 model,
                 selection.sites,
-                Known.about(self._shared or Shared(0), model, data),
+                known.but("class_weight", repr(self.class_weight)),
                 memory=self.calibration_memory,
                 max_positions=self.max_positions,
                 random_state=self.random_state,

@@ -39,7 +39,6 @@ class Method:
     min_kept: Any
     refit: bool
     refit_rounds: int = 1
-    class_weight: Any = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -110,7 +109,6 @@ class PruningFit:
             self.sites,
             self.calibration,
             self.device,
-            method.class_weight,
             self.verbose,
         )
         for site in self.sites:
@@ -187,7 +185,6 @@ class PruningFit:
             self.sites,
             given,
             self.device,
-            self.method.class_weight,
             self.verbose,
         ):
             weight = working_weight(site, self.device)

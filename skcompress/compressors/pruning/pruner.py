@@ -54,10 +54,10 @@ class Pruner(PruningCompressor):
     recalibrate_norm : bool or "auto", default="auto"
         With data: estimate mean and variance of batch normalisations anew. ``"auto"``: with
         `refit`, or where the criterion changes values, if the outputs come closer by it.
-    class_weight : dict or sequence of float, default=None
-        How much inputs of each class count for criteria that look at gradients or relevance; 1
-        for classes that are not named. Classes are labels of the data, ``(inputs, labels)``, or
-        else what the network finds most probable.
+    class_weight : dict, "balanced" or None
+        With data ``(inputs, labels)``: how much inputs of each class count, for what a criterion
+        asks of the data and for `refit`; 1 for labels that the dict does not have. ``"balanced"``:
+        as much more as a class is rarer, as in scikit-learn.
     calibration_memory, max_positions, device, verbose
         As for :class:`LowRankCompressor`.
     layers, exclude : name, glob pattern, module type, or several of these
@@ -96,7 +96,7 @@ class Pruner(PruningCompressor):
         "refit": ["boolean"],
         "refit_rounds": [Interval(Integral, 1, None, closed="left")],
         "recalibrate_norm": ["boolean", StrOptions({"auto"})],
-        "class_weight": [None, dict, list, tuple],
+        "class_weight": [None, dict, StrOptions({"balanced"})],
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
         "max_positions": [None, Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
@@ -149,5 +149,4 @@ class Pruner(PruningCompressor):
             self.min_kept,
             self.refit,
             self.refit_rounds,
-            self.class_weight,
         )

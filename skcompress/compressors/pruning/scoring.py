@@ -23,7 +23,6 @@ def scored(
     sites: Sequence[Site],
     calibration: Calibration | None,
     device: Any,
-    class_weight: Any = None,
     verbose: bool | int = False,
 ) -> dict[str, Tensor]:
     """Give scores (groups, out, in, *kernel) by the name of the site.
@@ -45,9 +44,7 @@ def scored(
                 for pair in zip(working_weight(site, device), evidence, strict=True)
             ]
         )
-        for site, evidence in gathered(
-            criterion.needs, model, sites, calibration, device, class_weight, verbose
-        )
+        for site, evidence in gathered(criterion.needs, model, sites, calibration, device, verbose)
     }
 
 
@@ -57,7 +54,6 @@ def gathered(
     sites: Sequence[Site],
     calibration: Calibration,
     device: Any,
-    class_weight: Any = None,
     verbose: bool | int = False,
 ) -> Iterator[tuple[Site, list[Evidence]]]:
     """Yield each site that the data reaches, with what is asked for of each of its groups."""
@@ -70,7 +66,6 @@ def gathered(
                 sites,
                 calibration.batches,
                 what,
-                class_weight=class_weight,
                 seed=calibration.seed,
                 verbose=verbose,
             )
@@ -79,7 +74,7 @@ def gathered(
     known = calibration.known
     of_weights: dict[str, Mapping[str, Tensor]] = {
         what: known.shared.get(
-            known.key(what, repr(class_weight), calibration.seed, *by_name),
+            known.key(what, calibration.seed, *by_name),
             partial(differentiated, what),
         )
         for what in needs

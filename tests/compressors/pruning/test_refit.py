@@ -146,3 +146,23 @@ def test_what_is_measured_is_in_the_report():
     assert [step.name for step in pruner.report_.steps][:4] == [
         "observe", "score", "allocate", "refit",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"criterion": "magnitude", "refit": True},
+                                      {"criterion": "wanda"}, {"criterion": "taylor"}])  # fmt: skip
+def test_classes_that_count_more_keep_more(settings):
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 6)))
+    x = random(400, 12, dtype=torch.float32)
+    # Each class lives among inputs of its own.
+    labels = torch.arange(400) % 2
+    x[labels == 0, :6] = 0
+    x[labels == 1, 6:] = 0
+
+    def lost(class_weight, label):
+        pruner = Pruner(sparsity=0.7, class_weight=class_weight, **settings)
+        small = pruner.fit_transform(model, [(x, labels)])
+        own = x[labels == label]
+        return error(model, small, own)
+
+    for label in (0, 1):
+        assert lost({label: 50.0}, label) < lost({1 - label: 50.0}, label)
