@@ -231,6 +231,17 @@ def test_a_rank_for_each_group_of_layers_in_the_order_given():
     assert list(drawn["rank"].items()) == [("stage2.*", 0.5), ("stage1.*", 0.9), ("*", 0.5)]
 
 
+def test_a_plugin_that_chooses_among_its_own_kind(monkeypatch):
+    """Its choice is searched once, not inside itself for ever."""
+    inner = {**SVDCompressor.search_space, "exclude": Plugins("compressors")}
+    monkeypatch.setattr(SVDCompressor, "search_space", inner)
+    trial = Recorder(exclude="svd")
+    drawn = suggest_params(trial, SVDCompressor(), only="*exclude*")
+    assert isinstance(drawn["exclude"], SVDCompressor)
+    assert "exclude.svd.rank" in trial.asked
+    assert "exclude.svd.exclude" not in trial.asked
+
+
 def test_plugins_of_another_kind_may_be_asked_for():
     override = {"decomposition": Plugins("decompositions", leave_out=("svd",))}
     trial = Recorder()
