@@ -100,7 +100,7 @@ class _Asked:
         if name in self._override or name in self._included:
             self._known.append(name)
             return True
-        if space.needs_data and not self._with_data:
+        if self.lacks_data(space):
             self._need_data.append(name)
             return False
         self._known.append(name)
@@ -109,6 +109,10 @@ class _Asked:
         fitting = [pattern for pattern in self._only if fnmatchcase(name, pattern)]
         self._fit.update(fitting)
         return bool(fitting)
+
+    def lacks_data(self, space: Space) -> bool:
+        """Whether a range needs data, and there is none."""
+        return space.needs_data and not self._with_data
 
     def include(self, name: str) -> None:
         """Search a part of what was named."""
@@ -211,6 +215,8 @@ def _node(name: str, path: str, space: Any, asked: _Asked, within: frozenset[str
     selected = asked.selects(name, space)
     if isinstance(space, FloatRange | IntRange):
         return Leaf(name, path, space) if selected else None
+    if not selected and asked.lacks_data(space):
+        return None
     choice = _choice(name, path, space, asked, within)
     below = any(branch.tree is not None and branch.tree.nodes for branch in choice.branches)
     return choice if selected or below else None

@@ -75,6 +75,19 @@ def test_what_needs_data_is_searched_with_data_only():
     assert set(names_of(SVDCompressor(), with_data=True)) >= NEED_DATA
 
 
+class Fussy(SVDCompressor):
+    """Lets its allocation be chosen only where there is data."""
+
+    search_space = {  # noqa: RUF012
+        "allocation": Options({"svd": LowRankCompressor(), "tucker": "tucker"}, needs_data=True)
+    }
+
+
+def test_nor_is_what_hangs_on_a_choice_that_needs_data():
+    assert names_of(Fussy(), override={"scheme": "auto"}) == ["pivot", "rank"]
+    assert names_of(Fussy(), with_data=True)[0] == "allocation"
+
+
 def test_the_estimator_stays_as_it_was():
     compressor = LowRankCompressor(decomposition=registry.make("decompositions", "svd"))
     before = repr(compressor)
