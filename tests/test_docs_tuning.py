@@ -66,6 +66,8 @@ def test_blocks_run(heading, run, capsys):
     printed = capsys.readouterr().out
     if heading == OBJECTIVE:
         assert len(names["study"].trials) == 12
+    elif heading == "The estimator that searches by itself":
+        assert {"reconstruction", "user_attrs_seconds_compressing"} <= set(printed.split())
     elif heading == "Stopping hopeless trials":
         assert {trial.state.name for trial in names["study"].trials} == {"COMPLETE", "PRUNED"}
         assert len(names["trial"].storage.get_trial(0).intermediate_values) == 4

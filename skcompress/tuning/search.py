@@ -258,14 +258,9 @@ class CompressionSearch(Compressor):
         if self.random_state is not None:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         study = open_study(
-            objectives,
-            sampler=self.sampler or "tpe",
-            pruner=self.pruner,
-            storage=self.storage,
-            name=self.study_name,
-            seed=seed,
-            constrained=bool(constraints),
-        )
+            objectives, sampler=self.sampler or "tpe", pruner=self.pruner, storage=self.storage,
+            name=self.study_name, seed=seed, constrained=bool(constraints),
+        )  # fmt: skip
         begin(
             study,
             objectives,
