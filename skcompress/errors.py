@@ -527,11 +527,8 @@ class DenseScoreError(SkcompressError, ValueError):
 class StorageError(SkcompressError, RuntimeError):
     """A study that cannot be opened where it is to be stored."""
 
-    def __init__(self, storage: object, cause: BaseException):
-        shown = repr(storage) if isinstance(storage, str) else type(storage).__name__
-        super().__init__(
-            f"storage={shown} of CompressionSearch cannot be used: {type(cause).__name__}: {cause}"
-        )
+    def __init__(self, storage: str, reason: str):
+        super().__init__(f"storage={storage} cannot be used: {reason}")
 
 
 class StudyMismatchError(SkcompressError, ValueError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 import warnings
 from dataclasses import asdict
 
 import joblib
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sklearn.exceptions import FitFailedWarning
 from torch import nn
@@ -53,11 +56,16 @@ def run(
     timeout: float | None,
     n_jobs: int | None,
     verbose: bool | int,
+    grace: float | None = None,
 ) -> None:
     """Go on until the study has `n_trials` finished trials, or until `timeout` seconds from now.
 
+    grace : seconds after which trials of killed workers are known as such. In the end those
+        that still run are waited for so long, and what was killed is done again.
+
     What goes wrong in a trial is noted with it, and warned of in the end.
     """
+    end = math.inf if timeout is None else time.monotonic() + timeout
     done = _finished(study)
     left = None if n_trials is None else n_trials - len(done)
     if left is None or left > 0:
@@ -72,6 +80,8 @@ def run(
                 evaluation, n_trials=left, timeout=timeout, n_jobs=_threads(n_jobs),
                 catch=(Exception,), callbacks=[bar, stop],
             )  # fmt: skip
+    if grace is not None and n_trials is not None:
+        _settle(study, evaluation, min(end, time.monotonic() + grace))
     errors = [t.user_attrs["error"] for t in _finished(study) if t.state == TrialState.FAIL]
     if errors and evaluation.first_error is not None:
         warnings.warn(
@@ -80,6 +90,24 @@ def run(
             FitFailedWarning,
             stacklevel=4,
         )
+
+
+def _settle(study: optuna.Study, evaluation: Evaluation, end: float) -> None:
+    """Wait for trials of other workers, and carry out those whose worker was killed.
+
+    end : by `time.monotonic`, when those that still run are known to be alive
+    """
+    while time.monotonic() < end:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+        states = {trial.state for trial in study.get_trials(deepcopy=False)}
+        if TrialState.WAITING in states:
+            study.optimize(evaluation, n_trials=1, catch=(Exception,))
+        elif TrialState.RUNNING in states:
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

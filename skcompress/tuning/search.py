@@ -32,6 +32,7 @@ from .objectives import Meter, checked_objectives, example_of
 from .progress import quiet
 from .running import dense_measurement, run
 from .scoring import make_scorer
+from .storage import grace_of, open_storage
 from .studies import SAMPLERS, begin, open_study
 from .trials import TrialTable
 
@@ -68,7 +69,9 @@ class CompressionSearch(Compressor):
     pruner : Optuna pruner or None
         Stops trials that `scoring` reports on, with one objective.
     storage : str, Optuna storage or None
-        Where the study is kept: in memory, in a database such as "sqlite:///study.db", ...
+        Where the study is kept, see `tuning.storage.open_storage`: in memory, or by a URL in a
+        database such as "sqlite:///study.db" or "postgresql://host/name", which other processes
+        and machines may work on too.
     study_name : str or None
         With a storage, the study of that name goes on where it stopped.
     n_jobs : int or None
@@ -257,8 +260,9 @@ class CompressionSearch(Compressor):
         seed = None
         if self.random_state is not None:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        storage = open_storage(self.storage)
         study = open_study(
-            objectives, sampler=self.sampler or "tpe", pruner=self.pruner, storage=self.storage,
+            objectives, sampler=self.sampler or "tpe", pruner=self.pruner, storage=storage,
             name=self.study_name, seed=seed, constrained=bool(constraints),
         )  # fmt: skip
         begin(
@@ -288,7 +292,7 @@ class CompressionSearch(Compressor):
         )
         run(
             study, evaluation, n_trials=self.n_trials, timeout=self.timeout, n_jobs=self.n_jobs,
-            verbose=self.verbose,
+            verbose=self.verbose, grace=grace_of(storage),
         )  # fmt: skip
         rows = completed_rows(study, evaluation.first_error)
         self.trials_ = TrialTable(rows, self.dense_)

@@ -10,10 +10,12 @@ import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import StorageError, StudyMismatchError
 from .objectives import DIRECTIONS
+from .storage import shown
 
 SAMPLERS = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}
 # User attributes: of a study, how it was begun; of a trial in Optuna 4, see `set_excess`.
@@ -27,7 +29,7 @@ def open_study(
     *,
     sampler: str | BaseSampler,
     pruner: Any,
-    storage: Any,
+    storage: BaseStorage,
     name: str | None,
     seed: int | None,
     constrained: bool,
@@ -46,7 +48,7 @@ def open_study(
         )  # fmt: skip
         n_trials = len(study.get_trials(deepcopy=False))
     except Exception as cause:
-        raise StorageError(storage, cause) from cause
+        raise StorageError(shown(storage), f"{type(cause).__name__}: {cause}") from cause
     found = [direction.name.lower() for direction in study.directions]
     if found != directions:
         stored = study.metric_names or f"of directions {found}"
@@ -73,11 +75,14 @@ def begin(study: optuna.Study, objectives: Sequence[str], settings: Mapping[str,
     settings : JSON-able, by the words in which a difference is told
     """
     begun = study.user_attrs.get(_BEGUN)
-    if begun is None:
-        if study.get_trials(deepcopy=False):
+    if begun is None and study.get_trials(deepcopy=False):
+        # Unless another process has just begun it, which notes this before its first trial.
+        begun = study.user_attrs.get(_BEGUN)
+        if begun is None:
             raise StudyMismatchError(
                 study.study_name, "trials", "none of them", "that are not of a CompressionSearch"
             )
+    if begun is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(objectives))
