@@ -83,7 +83,7 @@ def relative(values: Tensor) -> Tensor:
 
 
 def _relative_by_bins(flat: Tensor) -> Tensor:
-    bins = _bits(flat).bitwise_right_shift_(_BELOW)
+    bins = _bits(flat) >> _BELOW
     first, last = (int(end) for end in bins.aminmax())
     bins -= first
     own = torch.bincount(bins, weights=flat, minlength=last - first + 1).double()
@@ -97,8 +97,9 @@ def _relative_by_bins(flat: Tensor) -> Tensor:
 
 def _bits(values: Tensor) -> Tensor:
     """Bits of non-negative floats as integers in the same order, flat."""
-    # Of a negative zero the integer would be the least of all.
-    return values.abs().reshape(-1).view(torch.int64 if values.itemsize == 8 else torch.int32)
+    bits = values.reshape(-1).view(torch.int64 if values.itemsize == 8 else torch.int32)
+    # Of a negative zero the integer is the least of all. Looking is cheaper than copying.
+    return bits if int(bits.min()) >= 0 else bits.clamp(min=0)
 
 
 class _Bits:
@@ -127,9 +128,10 @@ def _select(parts: Sequence[Values], n_bits: int, n: int) -> _Selected:
         counts = []
         for part in parts:
             bits = part()
-            if shift < n_bits - _DIGIT:
+            first = shift == n_bits - _DIGIT
+            if not first:
                 bits = bits[bits >> (shift + _DIGIT) == prefix]
-            digits = (bits >> shift) & ((1 << _DIGIT) - 1)
+            digits = bits >> shift if first else (bits >> shift) & ((1 << _DIGIT) - 1)
             # Those of many parts are held at the same time.
             counts.append(torch.bincount(digits, minlength=1 << _DIGIT).to(torch.int32).cpu())
         total = sum(counts, torch.zeros(1 << _DIGIT, dtype=torch.int64))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from posttraining import Results, seconds
+from posttraining_results import Results, measure_dense, seconds
 from posttraining_tables import tables
 from posttraining_tasks import Subject, open_subject
 from tqdm import tqdm
@@ -64,16 +64,7 @@ def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
 
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
     """Do for one network whatever is not yet among `results`."""
-    about = {
-        "network": subject.name, "kind": subject.kind, "weights": subject.digest,
-        "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
-        "threads": torch.get_num_threads(), "device": options.device,
-    }  # fmt: skip
-    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
-    if dense not in results:
-        n = count_parameters(subject.network)
-        quality = subject.task.quality(subject.network)
-        results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
+    about = measure_dense(subject, options.test_images, options.device, results)
     jobs = list(product(options.methods, options.keep, options.images, options.seeds))
     for method, keep, inputs, seed in (bar := tqdm(jobs, desc=subject.name)):
         row = {**about, "settings": METHODS[method], "keep": keep, "inputs": inputs, "seed": seed}
@@ -118,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         subject = open_subject(given, options.trained, options.data, options.test_images)
         subject.network.to(options.device)
         measure(subject, options, results)
-    print(tables(results.rows, METHODS, {}))
+    print(tables(results.rows, METHODS))
 
 
 if __name__ == "__main__":

@@ -18,17 +18,16 @@ standard deviations over seeds; `--speed` needs no data and says what it costs.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from posttraining_results import Results, measure_dense, seconds
 from posttraining_speed import print_speed
-from posttraining_tables import tables
+from posttraining_tables import ELSEWHERE, tables
 from posttraining_tasks import Subject, open_subject
 from tqdm import tqdm
 
@@ -54,42 +53,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "decomposition": ["svd", "spatial_svd", "cp"], "reconstruction": "sequential", **EVERYTHING,
     },
 }  # fmt: skip
-
-# What makes two results the same measurement. Not the method's name: its settings may change.
-KEY = ("network", "weights", "test", "settings", "keep", "inputs", "seed")
-
-
-class Results:
-    """Lines of a file, each one result; appended one by one."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._known = {_key(row) for row in self.rows}
-
-    def __contains__(self, row: dict[str, Any]) -> bool:
-        return _key(row) in self._known
-
-    def append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.rows.append(row)
-        self._known.add(_key(row))
-
-
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row[name] for name in KEY], sort_keys=True)
-
-
-def seconds(call: Any) -> tuple[Any, float]:
-    """Result of a call, and how long it took."""
-    started = perf_counter()
-    result = call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, perf_counter() - started
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], int, int | None]]:
@@ -138,16 +101,7 @@ def compress(
 
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
     """Do for one network whatever is not yet among `results`."""
-    about = {
-        "network": subject.name, "kind": subject.kind, "weights": subject.digest,
-        "test": options.test_images, "unit": subject.task.unit, "better": subject.task.better,
-        "threads": torch.get_num_threads(), "device": options.device,
-    }  # fmt: skip
-    dense = {**about, "settings": None, "keep": 1.0, "inputs": 0, "seed": None}
-    if dense not in results:
-        n = count_parameters(subject.network)
-        quality = subject.task.quality(subject.network)
-        results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
+    about = measure_dense(subject, options.test_images, options.device, results)
     for settings, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
         common = {**about, "settings": settings, "inputs": inputs, "seed": seed}
         rows = [{**common, "keep": keep} for keep in sorted(options.keep, reverse=True)]
@@ -201,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         subject = open_subject(given, options.trained, options.data, options.test_images)
         subject.network.to(options.device)
         measure(subject, options, results)
-    print(tables(results.rows, METHODS))
+    print(tables(results.rows, METHODS, ELSEWHERE))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of posttraining.py as markdown: mean and standard deviation over calibration draws."""
+"""Results of posttraining.py and pruning.py as markdown: means and spread over the draws."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ ELSEWHERE: dict[str, dict[str, dict[float, str]]] = {
 def tables(
     rows: Sequence[Row],
     methods: Mapping[str, Mapping[str, Any]],
-    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] = ELSEWHERE,
+    elsewhere: Mapping[str, Mapping[str, Mapping[float, str]]] | None = None,
+    column: str = "{keep:.0%} kept",
 ) -> str:
     """One table for each network and number of calibration inputs, methods downwards.
 
-    elsewhere : lines to add, by kind of network, name and share kept
+    elsewhere : more lines by kind of network, as `ELSEWHERE`
+    column : what is written above one, of the share kept (keep) and the share gone (gone)
     """
     networks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -41,8 +43,9 @@ def tables(
     for found in networks.values():
         dense = next(row for row in found if row["settings"] is None)
         for n in sorted({row["inputs"] for row in found if row["inputs"]}) or [0]:
-            shown = [row for row in found if row["inputs"] in (0, n)]
-            texts.append(_table(dense, shown, n, methods, elsewhere.get(dense["kind"], {})))
+            given = [r for r in found if r["inputs"] in (0, n)]
+            more = (elsewhere or {}).get(dense["kind"], {})
+            texts.append(_table(dense, given, n, methods, more, column))
     return "\n\n".join(texts)
 
 
@@ -52,6 +55,7 @@ def _table(
     n: int,
     methods: Mapping[str, Mapping[str, Any]],
     elsewhere: Mapping[str, Mapping[float, str]],
+    column: str,
 ) -> str:
     test = "all" if dense["test"] is None else dense["test"]
     title = (
@@ -70,7 +74,12 @@ def _table(
             lines.append([name, *cells, *times])
     for name, lost in elsewhere.items():
         lines.append([name, *(lost.get(keep, "") for keep in keeps), "", ""])
-    header = ["", *(f"{keep:.0%} kept" for keep in keeps), "first fit, s", "next fit, s"]
+    header = [
+        "",
+        *(column.format(keep=keep, gone=1 - keep) for keep in keeps),
+        "first fit, s",
+        "next fit, s",
+    ]
     align = ["left", *("right" for _ in header[1:])]
     return f"{title}\n\n" + tabulate(
         lines, header, tablefmt="github", colalign=align, disable_numparse=True

@@ -68,6 +68,7 @@ class PruningFit:
     """Goes from a model to an outcome.
 
     reasons : why weights are not pruned, by name
+    seen : fingerprints of those that are
     """
 
     owner: str
@@ -78,6 +79,7 @@ class PruningFit:
     device: Any
     verbose: bool | int = False
     reasons: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
 
     @property
     def sites(self) -> list[Site]:
@@ -99,7 +101,7 @@ class PruningFit:
                 if reason is not None:
                     self.reasons[site.name] = reason
         for site in self.sites:  # before any forward: what is not finite has a name here
-            fingerprint(site.name, working_weight(site, self.device))
+            self.seen[site.name] = fingerprint(site.name, working_weight(site, self.device))
         found = scored(
             method.criterion,
             self.model,
@@ -118,7 +120,7 @@ class PruningFit:
         """Decide which values stay; uses the scores up."""
         method = self.method
         if method.pattern is not None:
-            return masked_by_pattern(self.sites, scores, method.pattern, self.device)
+            return masked_by_pattern(self.sites, scores, method.pattern, self.seen)
         distortions = self._distortions(scores) if "distortion" in method.allocation.needs else {}
         return masked(
             self.owner,
@@ -128,6 +130,7 @@ class PruningFit:
             method.min_kept,
             method.allocation,
             distortions,
+            self.seen,
             self.device,
         )
 
@@ -217,11 +220,12 @@ class PruningFit:
                 row["reason"] = self.reasons[site.name]
             else:
                 weight = working_weight(site, self.device)
-                kept = known.applied(weight)
+                result = known.applied(weight)
                 row["after"] = weight.numel()
                 row["scheme"] = scheme
-                row["nonzeros"] = int(weight.count_nonzero()), int(kept.count_nonzero())
-                row["error"] = _share_lost(weight, known)
+                row["nonzeros"] = int(weight.count_nonzero()), int(result.count_nonzero())
+                stays = result if known.values is None else weight * known.kept(weight.device)
+                row["error"] = _share_lost(weight, stays)
             rows[site.name] = LayerPlan(**row)
         return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
 
@@ -245,12 +249,12 @@ def zeros(model: nn.Module, plan: Plan) -> Zeros:
     )
 
 
-def _share_lost(weight: Tensor, known: PrunedWeight) -> float:
+def _share_lost(weight: Tensor, stays: Tensor) -> float:
     """Norm of the values that become zero, relative to the weight's."""
-    total = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
-    left = weight * known.kept(weight.device)
-    stays = float(torch.linalg.vector_norm(left, dtype=torch.float64))
-    return max(0.0, 1 - (stays / total) ** 2) ** 0.5 if total > 0 else 0.0
+    flat = weight.reshape(-1)
+    lost = flat - stays.reshape(-1)
+    total = float(flat @ flat)
+    return (float(lost @ lost) / total) ** 0.5 if total > 0 else 0.0
 
 
 def _diagonal(moment: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ...calibration import Moments, kfac_energy
 from ...protocols import Prunable, SparsityAllocation
 from ...ranking import keep_largest
 from ...selection import Site
-from ..factorizing import fingerprint, working_weight
+from ..factorizing import working_weight
 from .budget import least_kept, numbers_that_stay
 from .patterns import keep_pattern
 from .pruned import PrunedWeight
@@ -28,11 +28,13 @@ def masked(
     min_kept: Any,
     allocation: SparsityAllocation,
     distortions: Mapping[str, Distortion],
+    seen: Mapping[str, int],
     device: Any,
 ) -> list[PrunedWeight]:
     """Keep the values with the largest scores, as many of each weight as the allocation says.
 
     scores : by the name of the site; used up, one after another
+    seen : fingerprints of the weights
     """
     weights = [
         Prunable(
@@ -50,18 +52,19 @@ def masked(
     result = []
     for site, count in zip(sites, counts, strict=True):
         kept = keep_largest(scores.pop(site.name), count)
-        result.append(PrunedWeight.of(site.name, _seen(site, device), kept))
+        result.append(PrunedWeight.of(site.name, seen[site.name], kept))
     return result
 
 
 def masked_by_pattern(
-    sites: Sequence[Site], scores: dict[str, Tensor], pattern: tuple[int, int], device: Any
+    sites: Sequence[Site],
+    scores: dict[str, Tensor],
+    pattern: tuple[int, int],
+    seen: Mapping[str, int],
 ) -> list[PrunedWeight]:
     """Keep the N values of every M neighbours that have the largest scores."""
     return [
-        PrunedWeight.of(
-            site.name, _seen(site, device), keep_pattern(scores.pop(site.name), pattern)
-        )
+        PrunedWeight.of(site.name, seen[site.name], keep_pattern(scores.pop(site.name), pattern))
         for site in sites
     ]
 
@@ -79,10 +82,6 @@ def distortion(scores: Tensor, weight: Tensor, moments: Moments, gradients: Tens
         ]
 
     return lost
-
-
-def _seen(site: Site, device: Any) -> int:
-    return fingerprint(site.name, working_weight(site, device))
 
 
 class _Constant:

@@ -1,0 +1,140 @@
+"""Trained networks pruned without fine-tuning, by every criterion, with and without a refit.
+
+    python examples/benchmarks/pruning.py --data DIR --network resnet20.npz
+    python examples/benchmarks/pruning.py --data DIR --network runs/cifar10/* --seeds 0
+    python examples/benchmarks/pruning.py --table
+    python examples/benchmarks/pruning.py --speed
+
+Each method is `Pruner` with other settings. Networks, data, calibration inputs and results are
+those of posttraining.py: unlabelled training inputs, quality on the test part, one line of
+`--output`/results.jsonl for each result, and what is there is not computed again. Networks
+trained smooth and plain ones are told apart by the names of their runs. `--speed` needs no data:
+time and memory of pruning models with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from posttraining_results import Results, measure_dense, seconds
+from posttraining_tables import tables
+from posttraining_tasks import Subject, open_subject
+from pruning_speed import print_speed
+from tqdm import tqdm
+
+from skcompress import Pruner, count_parameters
+
+WITHOUT_DATA = ("random", "magnitude", "lamp")
+WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
+ROUNDS = 4
+
+# Settings of Pruner. What looks at weights alone is fitted without data.
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"criterion": name} for name in (*WITHOUT_DATA, *WITH_DATA)},
+    **{
+        f"{name}, refit": {"criterion": name, "refit": True}
+        for name in (*WITHOUT_DATA, *WITH_DATA)
+    },
+    **{
+        f"{name}, refit in {ROUNDS} rounds": {
+            "criterion": name, "refit": True, "refit_rounds": ROUNDS,
+        }
+        for name in ("magnitude", "lamp")
+    },
+}  # fmt: skip
+
+
+def jobs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], float, int, int | None]]:
+    """Settings, share kept, number of calibration inputs and seed of every fit."""
+    for method in options.methods:
+        settings = METHODS[method]
+        calibrated = settings.get("refit") or settings["criterion"] in WITH_DATA
+        draws = product(options.images, options.seeds) if calibrated else [(0, None)]
+        for (inputs, seed), sparsity in product(draws, options.sparsity):
+            yield settings, round(1 - sparsity, 6), inputs, seed
+
+
+def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
+    """Fit, prune and measure; gives the row completed."""
+    n, seed = row["inputs"], row["seed"]
+    data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
+    pruner = Pruner(sparsity=1 - row["keep"], random_state=0, **row["settings"])
+    _, fit = seconds(lambda: pruner.fit(subject.network, data))
+    sparse, transform = seconds(lambda: pruner.transform(subject.network))
+    return {
+        **row,
+        "quality": subject.task.quality(sparse),
+        "parameters_in": pruner.n_parameters_in_,
+        "parameters_out": count_parameters(sparse),
+        "nonzeros": pruner.n_nonzeros_out_,
+        "zeros": pruner.sparsity_,
+        "divergence": pruner.report_.divergence,
+        "first": True,
+        "fit_s": fit,
+        "transform_s": transform,
+    }
+
+
+def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
+    """Do for one network whatever is not yet among `results`."""
+    about = measure_dense(subject, options.test_images, options.device, results)
+    for settings, keep, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
+        row = {**about, "settings": settings, "keep": keep, "inputs": inputs, "seed": seed}
+        if row not in results:
+            row = prune(subject, row)
+            results.append(row)
+            shown = f"{1 - keep:.0%} zeros: {row['quality']:.2f}"
+            bar.write(f"{subject.name} {settings} {inputs=} {seed=} {shown}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with the data; or with folders cifar10, text, sisfall")
+    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
+    add("--trained", type=Path, default=Path("runs/sequences"), help="where runs lie, by name")
+    add("--images", type=int, nargs="+", default=[512], help="numbers of calibration inputs")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+    add("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95],
+        help="shares of zeros")  # fmt: skip
+    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
+        help="of: " + "; ".join(METHODS))  # fmt: skip
+    add("--test-images", type=int, help="measure on so many test inputs only")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
+    add("--output", type=Path, default=Path("runs/pruning"))
+    add("--table", action="store_true", help="print what --output holds")
+    add("--speed", action="store_true", help="measure time and memory on random weights")
+    options = parser.parse_args(arguments)
+    if not (options.table or options.speed):
+        if options.data is None or not options.data.is_dir():
+            parser.error(f"--data is needed, the folder with CIFAR-10; got {options.data}")
+        if not options.network:
+            parser.error("--network is needed: trained weights, or the folder of a run")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    if options.speed:
+        print_speed(options.device)
+        return
+    results = Results(options.output / "results.jsonl")
+    for given in () if options.table else options.network:
+        subject = open_subject(given, options.trained, options.data, options.test_images)
+        subject.network.to(options.device)
+        measure(subject, options, results)
+    print(tables(results.rows, METHODS, column="{gone:.0%} zeros"))
+
+
+if __name__ == "__main__":
+    main()
