@@ -76,10 +76,19 @@ def run(
                 study.stop()
 
         with progress(evaluation.objectives, done, n_trials, verbose) as bar:
-            study.optimize(
-                evaluation, n_trials=left, timeout=timeout, n_jobs=_threads(n_jobs),
-                catch=(Exception,), callbacks=[bar, stop],
-            )  # fmt: skip
+            while left is None or left > 0:
+                rest = None if timeout is None else max(0.0, end - time.monotonic())
+                try:
+                    study.optimize(
+                        evaluation, n_trials=left, timeout=rest, n_jobs=_threads(n_jobs),
+                        catch=(Exception,), callbacks=[bar, stop],
+                    )  # fmt: skip
+                    break
+                except ValueError as error:
+                    # Without a sign of life for long, one was taken for killed and done by others.
+                    if "Cannot tell a" not in str(error):
+                        raise
+                    left = None if n_trials is None else n_trials - len(_finished(study))
     if grace is not None and n_trials is not None:
         _settle(study, evaluation, min(end, time.monotonic() + grace))
     errors = [t.user_attrs["error"] for t in _finished(study) if t.state == TrialState.FAIL]

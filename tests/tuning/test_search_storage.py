@@ -73,6 +73,24 @@ def test_a_killed_trial_does_not_count(tmp_path):
     assert len(states) == 5
 
 
+def test_a_trial_that_others_took_for_killed_is_dropped(tmp_path):
+    storage = open_storage(sqlite(tmp_path), heartbeat=1, grace=1)
+    calls = []
+
+    def hanging(model):
+        calls.append(1)
+        if len(calls) == 3:
+            study = optuna.load_study(study_name="mine", storage=storage)
+            (running,) = (t for t in study.trials if t.state == TrialState.RUNNING)
+            storage.set_trial_state_values(running._trial_id, TrialState.FAIL)
+        return closeness(model)
+
+    study = search(storage=storage, study_name="mine", n_trials=5, scoring=hanging).fit(MODEL)
+    states = [trial.state for trial in study.study_.trials]
+    assert states.count(TrialState.COMPLETE) == 5
+    assert states.count(TrialState.FAIL) == 1
+
+
 def test_failed_trials_count(tmp_path):
     def fails_thrice(model, calls=[]):  # noqa: B006
         calls.append(1)
