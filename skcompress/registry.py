@@ -21,6 +21,7 @@ from .errors import (
     PluginTypeError,
     UnknownNameError,
 )
+from .spaces import Plugins
 
 # Allocations divide ranks, or numbers of values that stay, or both; some criteria take data.
 KINDS: dict[str, tuple[type, ...]] = {
@@ -79,6 +80,16 @@ def make(kind: str, name: object) -> Any:
     """Give an instance: of the class registered as `name`, or `name` itself."""
     plugin = resolve(kind, name)
     return plugin() if isinstance(plugin, type) else plugin
+
+
+def offered(space: Plugins) -> tuple[str | None, ...]:
+    """Names that a choice of plugins is between, of those that are installed now."""
+    if space.names is not None:
+        return tuple(name for name in space.names if name not in space.leave_out)
+    found = [name for name in names(space.kind) if name not in space.leave_out]
+    if space.protocol is not None:
+        found = [name for name in found if issubclass(resolve(space.kind, name), space.protocol)]
+    return tuple(found)
 
 
 def _protocol(kind: str) -> tuple[type, ...]:

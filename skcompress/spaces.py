@@ -114,6 +114,7 @@ class Plugins:
     kind : of the registry, such as "regularizers"
     names : which of them, and None for no plugin; all that are installed, by default
     leave_out : names not to take of those that are installed
+    protocol : only those of this class, where there are several protocols of one kind
     by_name : whether the estimator takes settings as `parameter__setting` beside a name, as
         skorch's nets do. The others get an instance where there are settings.
     choose : whether it is chosen at all. False keeps the plugin that the estimator has, and
@@ -124,6 +125,7 @@ class Plugins:
     kind: str
     names: tuple[str | None, ...] | None = None
     leave_out: tuple[str, ...] = ()
+    protocol: type | None = None
     by_name: bool = False
     choose: bool = True
     needs_data: bool = False

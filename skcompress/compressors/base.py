@@ -27,7 +27,7 @@ from ..decompositions.pivoted import Pivoted
 from ..factorized import densify
 from ..metrics import count_parameters
 from ..plan import Plan, Report
-from ..protocols import Compressor, Decomposition
+from ..protocols import Allocation, Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
 from ..spaces import FloatRange, Options, Plugins, SearchSpace
 from .calibrated import Calibration, foldable_norms
@@ -92,7 +92,7 @@ class FactorizingCompressor(Compressor):
     search_space: ClassVar[SearchSpace] = {
         "rank": FloatRange(0.1, 0.9),
         # To "energy" the rank is a fraction of something else, and "auto" has no use for it.
-        "allocation": Plugins("allocations", leave_out=("auto", "energy")),
+        "allocation": Plugins("allocations", leave_out=("auto", "energy"), protocol=Allocation),
         "pivot": Options((False, True)),
         "metric": Options(("activations", "fisher"), needs_data=True),
         "reconstruction": Options(("independent", "sequential"), needs_data=True),

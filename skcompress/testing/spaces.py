@@ -46,7 +46,4 @@ def _values(space: Space) -> list[Any]:
     if isinstance(space, Options):
         return [value for _, value in space.items]
     assert isinstance(space, Plugins)
-    if not space.choose:
-        return []
-    names = registry.names(space.kind) if space.names is None else space.names
-    return [name for name in names if name not in space.leave_out]
+    return list(registry.offered(space)) if space.choose else []

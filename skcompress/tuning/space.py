@@ -232,8 +232,7 @@ def _choice(
             plugin = value if _is_estimator(value) else None
             branches.append(_branch(f"{name}.{label}.", value, plugin, asked, within))
         return Choice(name, path, labels, tuple(branches))
-    installed = [n for n in registry.names(space.kind) if n not in space.leave_out]
-    labels = tuple(installed) if space.names is None else space.names
+    labels = registry.offered(space)
     within = within | {space.kind}
     for label in labels:
         plugin = None if label is None else registry.make(space.kind, label)

@@ -21,6 +21,7 @@ from ...plan import Report
 from ...protocols import Compressor, Criterion, DataCriterion
 from ...ranking import keep_largest
 from ...selection import Selection, check_model, check_patterns, require_sites, select
+from ...spaces import FloatRange, SearchSpace
 from ..base import without_autocast
 from ..calibrated import Calibration
 from ..comparing import Comparison
@@ -53,6 +54,7 @@ class PruningCompressor(Compressor):
         "device": [None, str, torch.device],
         "verbose": ["verbose"],
     }
+    search_space: ClassVar[SearchSpace] = {"sparsity": FloatRange(0.3, 0.95)}
     sparsity: float
     min_kept: Any
     layers: Any

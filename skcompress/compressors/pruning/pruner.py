@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from ...protocols import Criterion
+from ...spaces import Options, Plugins, SearchSpace
 from .base import PruningCompressor
 from .budget import sparsity_allocation
 from .fit import Method
@@ -100,6 +102,13 @@ class Pruner(PruningCompressor):
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
         "max_positions": [None, Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
+    }
+
+    search_space: ClassVar[SearchSpace] = {
+        # What takes data is named where there is some.
+        "criterion": Plugins("criteria", protocol=Criterion),
+        "allocation": Options(("global", "uniform", "erk", "sap")),
+        "refit": Options((False, True), needs_data=True),
     }
 
     def __init__(
