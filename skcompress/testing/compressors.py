@@ -49,7 +49,7 @@ def check_compressor(plugin: Compressor | type[Compressor], *, with_data: bool =
         for a, b in zip(small.parameters(), again.parameters(), strict=True):
             assert torch.equal(a, b), f"{where}: the same settings give other weights"
         assert str(fitted.report_), f"{where}: an empty report"
-    _check_corners(compressor)
+    _check_corners(compressor, with_data)
     inputs = [torch.zeros(2, 8)] if with_data else None
     _refuses(
         name, lambda: clone(compressor).fit(nn.Linear, inputs), "the class instead of an instance"
@@ -62,11 +62,11 @@ def check_compressor(plugin: Compressor | type[Compressor], *, with_data: bool =
     check_untouched(f"{name} after an error", broken, state)
 
 
-def _check_corners(compressor: Compressor) -> None:
+def _check_corners(compressor: Compressor, with_data: bool) -> None:
     _, model, (inputs,) = next(m for m in small_models() if m[0] == "convolutional")
     for where, variant, needs_data in corners(compressor):
         try:
-            small = variant.fit_transform(model, inputs if needs_data else None)
+            small = variant.fit_transform(model, inputs if needs_data or with_data else None)
         except BudgetError:
             continue
         assert count_parameters(small) <= count_parameters(model), f"{where}: grows"

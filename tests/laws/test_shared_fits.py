@@ -15,10 +15,16 @@ from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 
 from skcompress import registry
+from skcompress.compressors.base import FactorizingCompressor
 from skcompress.compressors.sharing import Shared, share
 from skcompress.testing.cases import small_models
 
-COMPRESSORS = registry.names("compressors")
+# What is shared are factorisations, and what is needed for them: of those that divide ranks.
+COMPRESSORS = [
+    name
+    for name in registry.names("compressors")
+    if issubclass(registry.resolve("compressors", name), FactorizingCompressor)
+]
 DECOMPOSITIONS = registry.names("decompositions")
 
 

@@ -21,6 +21,7 @@ from skcompress.errors import CalibratedWeightError, NoLayerError
 from skcompress.metrics import count_flops, count_parameters
 from skcompress.protocols import Compressor
 from skcompress.selection import Selection, Site, check_model, check_patterns, select
+from skcompress.spaces import FloatRange, Options, SearchSpace
 
 from .budget import channel_costs, choose, flop_costs, parameter_costs
 from .closeness import Closeness
@@ -148,6 +149,11 @@ class ChannelPruner(Compressor):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }  # fmt: skip
+    search_space: ClassVar[SearchSpace] = {
+        "ratio": FloatRange(0.1, 0.8),
+        "criterion": Options((*sorted(PLAIN), *sorted(DATA))),
+        "allocation": Options(("global", "uniform")),
+    }
 
     def __init__(
         self,
