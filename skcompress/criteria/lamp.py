@@ -23,6 +23,9 @@ class LAMP(Criterion):
     """
 
     def scores(self, weight: Tensor) -> Tensor:
+        least, most = weight.aminmax()
+        largest = max(-float(least), float(most))
         # Squares of numbers of any size are to stay within the range of float32.
-        largest = weight.abs().max()
-        return relative((weight / largest if largest > 0 else weight).square())
+        if largest > 0 and not 1e-12 < largest < 1e18:
+            weight = weight / largest
+        return relative(weight.square())

@@ -219,12 +219,15 @@ class PruningFit:
                 row["reason"] = self.reasons[site.name]
             else:
                 weight = working_weight(site, self.device)
-                result = known.applied(weight)
+                lost = weight * ~known.kept(weight.device)
+                n_before = int(weight.count_nonzero())
+                n_after = n_before - int(lost.count_nonzero())
+                if known.values is not None:
+                    n_after = int(known.values.count_nonzero())
                 row["after"] = weight.numel()
                 row["scheme"] = scheme
-                row["nonzeros"] = int(weight.count_nonzero()), int(result.count_nonzero())
-                stays = result if known.values is None else weight * known.kept(weight.device)
-                row["error"] = _share_lost(weight, stays)
+                row["nonzeros"] = n_before, n_after
+                row["error"] = _relative_norm(lost, weight)
             rows[site.name] = LayerPlan(**row)
         return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
 
@@ -248,12 +251,11 @@ def zeros(model: nn.Module, plan: Plan) -> Zeros:
     )
 
 
-def _share_lost(weight: Tensor, stays: Tensor) -> float:
-    """Norm of the values that become zero, relative to the weight's."""
-    flat = weight.reshape(-1)
-    lost = flat - stays.reshape(-1)
-    total = float(flat @ flat)
-    return (float(lost @ lost) / total) ** 0.5 if total > 0 else 0.0
+def _relative_norm(part: Tensor, whole: Tensor) -> float:
+    """Norm of a tensor relative to that of another; 0 where that is 0."""
+    one, other = part.reshape(-1), whole.reshape(-1)
+    total = float(other @ other)
+    return (float(one @ one) / total) ** 0.5 if total > 0 else 0.0
 
 
 def _diagonal(moment: Tensor) -> Tensor:
