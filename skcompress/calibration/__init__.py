@@ -9,7 +9,7 @@ are from those of one.
 
 from .anchored import Anchored
 from .batches import Batch, Batches, batches, device_of
-from .borrowed import observer, same_randomness
+from .borrowed import observer, restored_randomness, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
 from .divergence import Reference, divergence
@@ -41,6 +41,7 @@ __all__ = [
     "output_errors",
     "output_moments",
     "own_statistics",
+    "restored_randomness",
     "same_randomness",
     "stream",
 ]
