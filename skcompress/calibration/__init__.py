@@ -10,7 +10,7 @@ are from those of one. `weight_gradients` says how much they react to single num
 
 from .anchored import Anchored
 from .batches import Batch, Batches, batches, device_of, n_samples
-from .borrowed import observer, same_randomness
+from .borrowed import observer, restored_randomness, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
 from .divergence import Reference, divergence
@@ -46,6 +46,7 @@ __all__ = [
     "output_errors",
     "output_moments",
     "own_statistics",
+    "restored_randomness",
     "same_randomness",
     "stream",
     "weight_gradients",

@@ -64,6 +64,22 @@ def put(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
                 setattr(parent, name, replacement)
 
 
+@contextmanager
+def restored_randomness(device: torch.device) -> Iterator[None]:
+    """Restore the global random states afterwards: of torch, numpy and Python.
+
+    For a caller around whom no other thread does the same, whatever threads it starts itself.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
 # The states are those of the whole process: of two threads at a time, one would put back what the
 # other has drawn.
 _alone = threading.RLock()
@@ -71,18 +87,11 @@ _alone = threading.RLock()
 
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
-    """Restore the global random states afterwards: of torch, numpy and Python.
+    """Find the global random states afterwards as they were, whatever other threads draw.
 
     Even a DataLoader that does not shuffle draws from torch's, and what shuffles or
     augments gives the same batches each time that this starts from the same state. One thread
-    at a time: others wait.
+    at a time: others wait, so that none is to be waited for inside.
     """
-    devices = [device] if device.type == "cuda" else []
-    with _alone:
-        of_python, of_numpy = random.getstate(), np.random.get_state()
-        try:
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
+    with _alone, restored_randomness(device):
+        yield

@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..calibration import device_of, same_randomness
+from ..calibration import device_of, restored_randomness, same_randomness
 from ..compressors.sharing import Shared, share
 from ..protocols import Compressor
 from ..selection import check_model
@@ -214,7 +214,7 @@ class CompressionSearch(Compressor):
             example = example_of(owner, wanted, (data, inputs), model)
         meter = Meter(scorer, example, "latency" in wanted)
         searched = candidates(owner, self.estimator, self.space, with_data=data is not None)
-        with quiet(int(self.verbose)):
+        with quiet(int(self.verbose)), restored_randomness(device_of(model)):
             self._search(model, data, searched, meter, objectives, constraints)
         return self
 
