@@ -30,6 +30,7 @@ class MadeUp:
 
 @pytest.fixture
 def benchmark(monkeypatch):
+    pytest.importorskip("skcompress_torch_pruning", reason="the plugin is not installed")
     monkeypatch.syspath_prepend(str(FOLDER))
     import channel_pruning
     from posttraining_tasks import Subject
@@ -41,7 +42,7 @@ def benchmark(monkeypatch):
             nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
         ).eval()  # fmt: skip
     subject = Subject("thin", "resnet20", "w0", network, MadeUp())
-    monkeypatch.setattr(channel_pruning, "open_subject", lambda *_: subject)
+    monkeypatch.setattr("posttraining_program.open_subject", lambda *_: subject)
     yield channel_pruning
     for name in [n for n, m in sys.modules.items() if _folder(m) == FOLDER]:
         del sys.modules[name]

@@ -58,7 +58,7 @@ def thin(benchmark, root, monkeypatch):
         ).eval()  # fmt: skip
     subject = Subject("thin", "resnet20", "w0", network, Cifar10(root / "data" / "cifar10", 10))
     given = {"subject": subject}
-    monkeypatch.setattr(benchmark, "open_subject", lambda *_: given["subject"])
+    monkeypatch.setattr("posttraining_program.open_subject", lambda *_: given["subject"])
     return given
 
 

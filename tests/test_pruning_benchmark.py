@@ -54,7 +54,7 @@ def thin(benchmark, monkeypatch):
             nn.Linear(256, 10),
         ).eval()  # fmt: skip
     subject = Subject("thin", "resnet20", "w0", network, Made())
-    monkeypatch.setattr(benchmark, "open_subject", lambda *_: subject)
+    monkeypatch.setattr("posttraining_program.open_subject", lambda *_: subject)
 
 
 def run(benchmark, root, *more):

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from posttraining_program import measured, parse
 from posttraining_results import Results, measure_dense, seconds
 from posttraining_tables import tables
-from posttraining_tasks import Subject, open_subject
+from posttraining_tasks import Subject
 from tqdm import tqdm
 
 from skcompress import ChannelPruner, count_parameters
@@ -74,42 +75,22 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
             bar.write(f"{subject.name} {method} {keep:.0%} {seed=}: {done['quality']:.2f}")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder with CIFAR-10, or with a folder cifar10")
-    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
-    add("--trained", type=Path, default=Path("runs/cifar10"), help="where runs lie, by name")
-    add("--images", type=int, nargs="+", default=[512], help="numbers of calibration inputs")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+def more(add: Any) -> None:
+    """Add the options of this program alone."""
     add("--keep", type=float, nargs="+", default=[0.7, 0.5], help="of the parameters")
-    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
-        help="of: " + "; ".join(METHODS))  # fmt: skip
-    add("--test-images", type=int, help="measure on so many test inputs only")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
-    add("--output", type=Path, default=Path("runs/channel_pruning"))
-    add("--table", action="store_true", help="print what --output holds")
-    options = parser.parse_args(arguments)
-    if not options.table:
-        if options.data is None or not options.data.is_dir():
-            parser.error(f"--data is needed, the folder with CIFAR-10; got {options.data}")
-        if not options.network:
-            parser.error("--network is needed: trained weights, or the folder of a run")
-    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    options = parse(
+        arguments,
+        __doc__,
+        METHODS,
+        more,
+        trained=Path("runs/cifar10"),
+        output=Path("runs/channel_pruning"),
+    )
     torch.set_num_threads(options.threads)
-    results = Results(options.output / "results.jsonl")
-    for given in () if options.table else options.network:
-        subject = open_subject(given, options.trained, options.data, options.test_images)
-        subject.network.to(options.device)
-        measure(subject, options, results)
-    print(tables(results.rows, METHODS))
+    print(tables(measured(options, measure).rows, METHODS))
 
 
 if __name__ == "__main__":

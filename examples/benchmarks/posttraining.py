@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from posttraining_program import measured, parse
 from posttraining_results import Results, measure_dense, seconds
 from posttraining_speed import print_speed
 from posttraining_tables import ELSEWHERE, tables
-from posttraining_tasks import Subject, open_subject
+from posttraining_tasks import Subject
 from tqdm import tqdm
 
 from skcompress import LowRankCompressor, SVDCompressor, count_parameters
@@ -116,51 +117,28 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
             bar.write(f"{subject.name} {settings} {inputs=} {seed=} {row['keep']:.0%}: {shown}")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder with the data; or with folders cifar10, text, sisfall")
-    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
-    add("--trained", type=Path, default=Path("runs/sequences"), help="where runs lie, by name")
-    add("--images", type=int, nargs="+", default=[512, 4096],
-        help="numbers of calibration inputs: images, windows of text or of movement")  # fmt: skip
-    add("--positions", type=int, help="of a batch that a layer's moments use, `max_positions`")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+def more(add: Any) -> None:
+    """Add the options of this program alone."""
     add("--keep", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1], help="of the parameters")
-    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
-        help="of: " + "; ".join(METHODS))  # fmt: skip
-    add("--test-images", type=int, help="measure on so many test inputs only")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
-    add("--output", type=Path, default=Path("runs/posttraining"))
-    add("--table", action="store_true", help="print what --output holds")
+    add("--positions", type=int, help="of a batch that a layer's moments use, `max_positions`")
     add("--speed", action="store_true", help="measure time on networks with random weights")
-    options = parser.parse_args(arguments)
-    if not (options.table or options.speed):
-        if options.data is None or not options.data.is_dir():
-            parser.error(
-                "--data is needed, the folder with CIFAR-10, tiny Shakespeare or SisFall; got "
-                f"{options.data}"
-            )
-        if not options.network:
-            parser.error("--network is needed: trained weights, or the folder of a run")
-    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    options = parse(
+        arguments,
+        __doc__,
+        METHODS,
+        more,
+        kinds="CIFAR-10, tiny Shakespeare or SisFall",
+        images=[512, 4096],
+        output=Path("runs/posttraining"),
+    )
     torch.set_num_threads(options.threads)
     if options.speed:
         print_speed(options.device)
         return
-    results = Results(options.output / "results.jsonl")
-    for given in () if options.table else options.network:
-        subject = open_subject(given, options.trained, options.data, options.test_images)
-        subject.network.to(options.device)
-        measure(subject, options, results)
-    print(tables(results.rows, METHODS, ELSEWHERE))
+    print(tables(measured(options, measure).rows, METHODS, ELSEWHERE))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from posttraining_program import measured, parse
 from posttraining_results import Results, measure_dense, seconds
 from posttraining_tables import tables
-from posttraining_tasks import Subject, open_subject
+from posttraining_tasks import Subject
 from pruning_speed import print_speed
 from tqdm import tqdm
 
@@ -93,47 +94,20 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
             bar.write(f"{subject.name} {settings} {inputs=} {seed=} {shown}")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder with the data; or with folders cifar10, text, sisfall")
-    add("--network", nargs="+", default=[], help="weights (.npz, .safetensors), or runs' folders")
-    add("--trained", type=Path, default=Path("runs/sequences"), help="where runs lie, by name")
-    add("--images", type=int, nargs="+", default=[512], help="numbers of calibration inputs")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of these inputs")
+def more(add: Any) -> None:
+    """Add the options of this program alone."""
     add("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95],
         help="shares of zeros")  # fmt: skip
-    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
-        help="of: " + "; ".join(METHODS))  # fmt: skip
-    add("--test-images", type=int, help="measure on so many test inputs only")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
-    add("--output", type=Path, default=Path("runs/pruning"))
-    add("--table", action="store_true", help="print what --output holds")
     add("--speed", action="store_true", help="measure time and memory on random weights")
-    options = parser.parse_args(arguments)
-    if not (options.table or options.speed):
-        if options.data is None or not options.data.is_dir():
-            parser.error(f"--data is needed, the folder with CIFAR-10; got {options.data}")
-        if not options.network:
-            parser.error("--network is needed: trained weights, or the folder of a run")
-    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    options = parse(arguments, __doc__, METHODS, more, output=Path("runs/pruning"))
     torch.set_num_threads(options.threads)
     if options.speed:
         print_speed(options.device)
         return
-    results = Results(options.output / "results.jsonl")
-    for given in () if options.table else options.network:
-        subject = open_subject(given, options.trained, options.data, options.test_images)
-        subject.network.to(options.device)
-        measure(subject, options, results)
-    print(tables(results.rows, METHODS, column="{gone:.0%} zeros"))
+    print(tables(measured(options, measure).rows, METHODS, column="{gone:.0%} zeros"))
 
 
 if __name__ == "__main__":
