@@ -40,6 +40,12 @@ class Site:
         """Whether it is the only weight of its layer, which shares it with no other."""
         return len(self.users) == 1 and self.slot.name == ""
 
+    @property
+    def computed(self) -> bool:
+        """Whether the weight is no view of its parameter: nothing can be written to it."""
+        weight, stored = self.slot.read().detach(), self.slot.parameters[0]
+        return weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr()
+
 
 @dataclass(frozen=True)
 class Left:

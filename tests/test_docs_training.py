@@ -8,29 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from documents import sections
 from torch import nn
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 NEEDS = re.compile(r"^# pip install (.+)$", re.MULTILINE)
 STRENGTH = "weight=1e-2"
 TEXT = PAGE.read_text(encoding="utf-8")
-
-
-def sections() -> dict[str, list[tuple[int, str]]]:
-    """By heading, the first line's number and the source of each ```python block."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    heading = ""
-    for match in re.finditer(r"^#+ (.*?)$|^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL):
-        if match[1] is not None:
-            heading = match[1]
-        else:
-            line = TEXT[: match.start(2)].count("\n") + 1
-            found.setdefault(heading, []).append((line, match[2]))
-    return found
-
-
+SECTIONS = sections(TEXT)
 START = "Training smooth networks"
-WAYS = [heading for heading in sections() if heading != START]
+WAYS = [heading for heading in SECTIONS if heading != START]
 
 
 def run(heading: str, strength: str = STRENGTH) -> nn.Module:
@@ -38,7 +25,7 @@ def run(heading: str, strength: str = STRENGTH) -> nn.Module:
     namespace: dict[str, object] = {"__name__": "training"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for line, source in sections()[START] + sections()[heading]:
+        for line, source in SECTIONS[START] + SECTIONS[heading]:
             for package in " ".join(NEEDS.findall(source)).split():
                 pytest.importorskip(package)
             # Padded with empty lines, so that a traceback shows the line of the page.

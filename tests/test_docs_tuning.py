@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from documents import sections
 
 from skcompress import SVDCompressor
 from skcompress.spaces import FloatRange, Options, Plugins, declared_space
@@ -15,23 +16,9 @@ from skcompress.spaces import FloatRange, Options, Plugins, declared_space
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "tuning.md"
 TEXT = PAGE.read_text(encoding="utf-8")
+SECTIONS = sections(TEXT)
 NEEDS = re.compile(r"^# pip install (.+)$", re.MULTILINE)
 NEED_SKORCH = re.compile(r"SmoothClassifier|skorch")
-
-
-def sections() -> dict[str, list[tuple[int, str]]]:
-    """By heading, the first line's number and the source of each ```python block."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    heading = ""
-    for match in re.finditer(r"^#+ (.*?)$|^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL):
-        if match[1] is not None:
-            heading = match[1]
-        else:
-            line = TEXT[: match.start(2)].count("\n") + 1
-            found.setdefault(heading, []).append((line, match[2]))
-    return found
-
-
 START = "Searching with Optuna"
 OBJECTIVE = "An objective of your own"
 
@@ -45,7 +32,7 @@ def run(monkeypatch, tmp_path):
         namespace: dict[str, object] = {"__name__": "tuning"}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for line, source in chain(*(sections()[heading] for heading in (START, *headings))):
+            for line, source in chain(*(SECTIONS[heading] for heading in (START, *headings))):
                 for package in " ".join(NEEDS.findall(source)).split():
                     pytest.importorskip(package.replace("-", "_"))
                 if NEED_SKORCH.search(source):
@@ -60,7 +47,7 @@ def run(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::optuna.exceptions.ExperimentalWarning"
 )
-@pytest.mark.parametrize("heading", [h for h in sections() if h != START])
+@pytest.mark.parametrize("heading", [h for h in SECTIONS if h != START])
 def test_blocks_run(heading, run, capsys):
     names = run(*([OBJECTIVE] if heading == "What is searched" else []), heading)
     printed = capsys.readouterr().out

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from posttraining_program import measured, parse
-from posttraining_results import Results, measure_dense, seconds
+from posttraining_results import Results, completed, measure_dense
 from posttraining_tables import tables
 from posttraining_tasks import Subject
 from tqdm import tqdm
 
-from skcompress import ChannelPruner, count_parameters
+from skcompress import ChannelPruner
 
 # By what channels go, and whether what stays is fitted to do without them.
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,19 +48,9 @@ def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
     data = subject.task.calibration(row["inputs"], np.random.default_rng(row["seed"]))
     data = data.to(next(subject.network.parameters()).device)
     pruner = ChannelPruner(1 - row["keep"], random_state=row["seed"], **row["settings"])
-    _, fit = seconds(lambda: pruner.fit(subject.network, data))
-    small, transform = seconds(lambda: pruner.transform(subject.network))
-    return {
-        **row,
-        "quality": subject.task.quality(small),
-        "parameters_in": pruner.n_parameters_in_,
-        "parameters_out": count_parameters(small),
-        "flops_kept": pruner.n_flops_out_ / pruner.n_flops_in_,
-        "divergence": pruner.report_.divergence,
-        "first": True,
-        "fit_s": fit,
-        "transform_s": transform,
-    }
+    done = completed(row, subject, pruner, data)
+    flops = pruner.n_flops_out_ / pruner.n_flops_in_
+    return {**done, "flops_kept": flops, "divergence": pruner.report_.divergence}
 
 
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from posttraining_program import measured, parse
-from posttraining_results import Results, measure_dense, seconds
+from posttraining_results import Results, completed, measure_dense
 from posttraining_speed import print_speed
 from posttraining_tables import ELSEWHERE, tables
 from posttraining_tasks import Subject
 from tqdm import tqdm
 
-from skcompress import LowRankCompressor, SVDCompressor, count_parameters
+from skcompress import LowRankCompressor, SVDCompressor
 from skcompress.errors import BudgetError
 
 # What everything at once adds to the defaults, which are sequential, global, all schemes.
@@ -84,21 +84,10 @@ def compress(
     for number, row in enumerate(rows):
         compressor.set_params(rank=row["keep"])
         try:
-            _, fit = seconds(lambda: compressor.fit(subject.network, data))
+            # A later fit takes statistics and factorisations over from the first.
+            yield completed(row, subject, compressor, data, first=number == 0)
         except BudgetError as error:
             yield {**row, "quality": None, "note": str(error)}
-            continue
-        small, transform = seconds(lambda: compressor.transform(subject.network))
-        yield {
-            **row,
-            "quality": subject.task.quality(small),
-            "parameters_in": compressor.n_parameters_in_,
-            "parameters_out": count_parameters(small),
-            # A later fit takes statistics and factorisations over from the first.
-            "first": number == 0,
-            "fit_s": fit,
-            "transform_s": transform,
-        }
 
 
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:

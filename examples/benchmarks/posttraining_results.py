@@ -68,3 +68,23 @@ def measure_dense(
         quality = subject.task.quality(subject.network)
         results.append({**dense, "quality": quality, "parameters_in": n, "parameters_out": n})
     return about
+
+
+def completed(
+    row: dict[str, Any], subject: Subject, compressor: Any, data: Any, *, first: bool = True
+) -> dict[str, Any]:
+    """Fit a compressor, compress and measure the network; gives the row with what came of it.
+
+    first : whether nothing was taken over from an earlier fit
+    """
+    _, fit = seconds(lambda: compressor.fit(subject.network, data))
+    small, transform = seconds(lambda: compressor.transform(subject.network))
+    return {
+        **row,
+        "quality": subject.task.quality(small),
+        "parameters_in": compressor.n_parameters_in_,
+        "parameters_out": count_parameters(small),
+        "first": first,
+        "fit_s": fit,
+        "transform_s": transform,
+    }

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from posttraining_program import measured, parse
-from posttraining_results import Results, measure_dense, seconds
+from posttraining_results import Results, completed, measure_dense
 from posttraining_tables import tables
 from posttraining_tasks import Subject
 from pruning_speed import print_speed
 from tqdm import tqdm
 
-from skcompress import Pruner, count_parameters
+from skcompress import Pruner
 
 WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
@@ -66,19 +66,11 @@ def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
     n, seed = row["inputs"], row["seed"]
     data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
     pruner = Pruner(sparsity=1 - row["keep"], random_state=0, **row["settings"])
-    _, fit = seconds(lambda: pruner.fit(subject.network, data))
-    sparse, transform = seconds(lambda: pruner.transform(subject.network))
     return {
-        **row,
-        "quality": subject.task.quality(sparse),
-        "parameters_in": pruner.n_parameters_in_,
-        "parameters_out": count_parameters(sparse),
+        **completed(row, subject, pruner, data),
         "nonzeros": pruner.n_nonzeros_out_,
         "zeros": pruner.sparsity_,
         "divergence": pruner.report_.divergence,
-        "first": True,
-        "fit_s": fit,
-        "transform_s": transform,
     }
 
 

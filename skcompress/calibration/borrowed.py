@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 import threading
@@ -15,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..errors import ModelCopyError
-from ..factorized.reparametrized import cached_results
+from ..factorized.reparametrized import copied
 
 
 def observer(model: nn.Module) -> nn.Module:
@@ -30,12 +28,7 @@ def observer(model: nn.Module) -> nn.Module:
     rescaled = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
     written = {id(p) for m in rescaled for p in m.parameters(recurse=False)}
     written |= {id(p) for p in model.parameters() if isinstance(p, UninitializedParameter)}
-    memo: dict[Any, Any] = cached_results(model)
-    memo.update((id(p), p) for p in model.parameters() if id(p) not in written)
-    try:
-        result: nn.Module = copy.deepcopy(model, memo)
-    except Exception as cause:
-        raise ModelCopyError(cause) from cause
+    result = copied(model, {id(p): p for p in model.parameters() if id(p) not in written})
     for module in result.modules():
         if "dynamo_ctx" in vars(module):
             module.forward = _plainly(module)  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..factorized.reparametrized import cached_results
+from ..factorized.reparametrized import copied
 from .batches import Batches, device_of
 from .borrowed import observer, put, same_randomness
 from .collect import forward
@@ -136,8 +136,7 @@ def fold(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
     norms : name of the normalisation by the name of the layer before it, whose output nobody
         else reads; it becomes an `nn.Identity`. The layer gets a bias where it has none.
     """
-    memo: dict[Any, Any] = cached_results(model)
-    result: nn.Module = copy.deepcopy(model, memo)
+    result = copied(model)
     for name, norm_name in norms.items():
         layer, norm = result.get_submodule(name), result.get_submodule(norm_name)
         # In float64: of half precision, a small variance leaves little.

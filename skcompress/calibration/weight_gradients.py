@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,10 @@ from tqdm.auto import tqdm
 
 from ..errors import (
     MetaWeightError,
-    ModelCopyError,
     NonFiniteGradientError,
 )
 from ..factorized import kind_of
-from ..factorized.reparametrized import cached_results, make_plain
+from ..factorized.reparametrized import copied, make_plain
 from ..factorized.writing import slot_of
 from ..selection import Site
 from .backward import differentiable, prepared, score
@@ -91,11 +89,7 @@ def _plain_copy(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     for site in sites:
         if site.slot.read().is_meta:
             raise MetaWeightError(site.name)
-    memo: dict[Any, Any] = cached_results(model)
-    try:
-        result: nn.Module = copy.deepcopy(model, memo)
-    except Exception as cause:
-        raise ModelCopyError(cause) from cause
+    result = copied(model)
     for site in sites:
         for name, _ in site.users:
             make_plain(result.get_submodule(name))

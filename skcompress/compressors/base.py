@@ -31,7 +31,15 @@ from ..protocols import Allocation, Compressor, Decomposition
 from ..selection import Site, check_model, check_patterns, require_sites, select
 from ..spaces import FloatRange, Options, Plugins, SearchSpace
 from .calibrated import Calibration, foldable_norms
-from .checks import RANKS, check_rank, rank_allocation, require_support, uses_data
+from .checks import (
+    PATTERNS,
+    RANKS,
+    check_rank,
+    rank_allocation,
+    require_support,
+    seeded,
+    uses_data,
+)
 from .comparing import Comparison
 from .factorizing import FactorizedSite, factorize_sites
 from .fitting import Fitting, Outcome, set_norms, trimmed
@@ -48,8 +56,6 @@ from .replacing import replaced
 from .sharing import Known, Shared
 from .steps import Steps
 from .workload import workload
-
-_PATTERNS = [None, str, type, list, tuple, set]
 
 
 @contextmanager
@@ -81,8 +87,8 @@ class FactorizingCompressor(Compressor):
         "measure": ["boolean"],
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
         "max_positions": [None, Interval(Integral, 1, None, closed="left")],
-        "layers": _PATTERNS,
-        "exclude": _PATTERNS,
+        "layers": PATTERNS,
+        "exclude": PATTERNS,
         "device": [None, str, torch.device],
         "random_state": ["random_state"],
         "n_jobs": [None, Integral],
@@ -366,8 +372,7 @@ class FactorizingCompressor(Compressor):
             pivot = self.pivot or isinstance(decomposition, Pivoted)
             if isinstance(decomposition, Pivoted):
                 decomposition = decomposition.decomposition
-            if decomposition.get_params().get("random_state", 0) is None:
-                decomposition.set_params(random_state=int(random_state.randint(2**31 - 1)))
+            seeded(decomposition, random_state)
             if decomposition.scheme in resolved:
                 raise InvalidParameterError(
                     f"The 'decomposition' parameter of {type(self).__name__} must be "

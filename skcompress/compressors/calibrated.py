@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ..calibration import (
     Batches,
     Normalization,
+    Statistics,
     foldable,
     following,
     output_moments,
+    stream,
 )
 from ..linalg import cholesky
 from ..selection import Site
@@ -91,6 +93,16 @@ class Calibration:
         # Nothing is drawn where all are used.
         return "all" if self.max_positions is None else (self.max_positions, self.seed)
 
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {"memory": self.memory, "max_positions": self.max_positions, "seed": self.seed}
+
+    def stream(
+        self, model: nn.Module, sites: Sequence[Site], verbose: bool | int
+    ) -> Iterator[tuple[str, Statistics]]:
+        """Yield what each weight meets on the data, as `skcompress.calibration.stream`."""
+        return stream(model, sites, self.batches, **self._limits, verbose=verbose)
+
     def with_gradients(
         self, model: nn.Module, sites: Sequence[Site], verbose: bool | int
     ) -> Calibration:
@@ -102,9 +114,7 @@ class Calibration:
                     model,
                     sites,
                     self.batches,
-                    memory=self.memory,
-                    max_positions=self.max_positions,
-                    seed=self.seed,
+                    **self._limits,
                     verbose=verbose,
                 )
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -25,6 +26,9 @@ RANKS: list[Any] = [
     Interval(Integral, 1, None, closed="left"),
     StrOptions({"auto"}),
 ]
+
+# Of parameters that name layers.
+PATTERNS: list[Any] = [None, str, type, list, tuple, set]
 
 _NEED_DATA: tuple[tuple[str, Any], ...] = (
     ("metric", "activations"),
@@ -69,6 +73,13 @@ def uses_data(compressor: Any, data: object) -> bool:
         if compressor.sensitivity:
             raise MissingDataError(owner, f"sensitivity={compressor.sensitivity!r}")
     return used
+
+
+def seeded(plugin: Any, random_state: np.random.RandomState) -> Any:
+    """Give a plugin that draws random numbers a seed, where it was given none."""
+    if plugin.get_params().get("random_state", 0) is None:
+        plugin.set_params(random_state=int(random_state.randint(2**31 - 1)))
+    return plugin
 
 
 def require_support(

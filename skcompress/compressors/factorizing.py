@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..errors import CalibratedWeightError, MetaWeightError
 from ..factorized import kind_of
 from ..factorized.chain import empty_factors, merge_groups, merge_stages, multiply_out
+from ..factorized.writing import write_weights
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
 from ..selection import Site
@@ -279,6 +280,5 @@ def set_weight(module: nn.Module, known: FactorizedSite) -> Tensor | None:
     assert known.refitted is not None
     kind = kind_of(module)
     assert kind is not None
-    (slot,) = kind.slots(module)
-    slot.read().detach().copy_(known.refitted)
+    write_weights(kind, module, {"": known.refitted})
     return None if known.means is None else missing_mean(known.refitted, *known.means)

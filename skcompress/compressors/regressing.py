@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..calibration import Moments, Statistics, kfac_energy, stream
+from ..calibration import Moments, Statistics, kfac_energy
 from ..decompositions.svd import MatrixFactorization
 from ..protocols import Decomposition, Factorization, Metric
 from ..selection import Site
@@ -62,15 +62,8 @@ def regress_sites(
     if look():
         with shared.alone(("statistics", calibration.known.of)):
             waiting = {task.site.name: task for task in look()}  # others may have been faster
-            for name, statistics in stream(
-                model,
-                [task.site for task in waiting.values()],
-                calibration.batches,
-                memory=calibration.memory,
-                max_positions=calibration.max_positions,
-                seed=calibration.seed,
-                verbose=verbose,
-            ):
+            open_ = [task.site for task in waiting.values()]
+            for name, statistics in calibration.stream(model, open_, verbose):
                 task = waiting.pop(name)
                 shared.put(task.key("statistics"), statistics, spare=True)
                 found[name] = task.result(statistics)

@@ -63,9 +63,7 @@ class Reconstruction(InOrder):
         if self._plan[site.name].rank is not None:
             return True
         # A weight that is computed from other tensors cannot be set.
-        stored = site.slot.read().detach()
-        parameter = site.slot.parameters[0]
-        return self._dense and site.alone and stored.data_ptr() == parameter.data_ptr()
+        return self._dense and site.alone and not site.computed
 
     def fit_site(self, site: Site, goal: Goal) -> None:
         weight = working_weight(site, self._device)

@@ -214,7 +214,13 @@ def share(estimator: Estimator, shared: Shared | None) -> Estimator:
     Gives the estimator itself. Later `set_params` may put in compressors that do not share, and
     `clone` makes such: share last.
     """
+    for inner in compressors_in(estimator):
+        inner._shared = shared
+    return estimator
+
+
+def compressors_in(estimator: BaseEstimator) -> Iterator[Compressor]:
+    """Yield an estimator, and those inside it, such as steps of a Pipeline: the compressors."""
     for inner in (estimator, *estimator.get_params(deep=True).values()):
         if isinstance(inner, Compressor):
-            inner._shared = shared
-    return estimator
+            yield inner

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+
+from ..errors import ModelCopyError
 
 # What the hooks of torch.nn.utils store beside a weight that they compute.
 _SUFFIXES = ("_g", "_v", "_u", "_orig", "_mask")
@@ -108,6 +112,21 @@ def cached_results(model: nn.Module) -> dict[object, object]:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+
+
+def copied(model: nn.Module, memo: Mapping[Any, Any] | None = None) -> nn.Module:
+    """Copy a model, with values of its own.
+
+    memo : what stands for some of its objects, as for `copy.deepcopy`
+
+    Whatever keeps it from being copied is a `ModelCopyError`.
+    """
+    known: dict[Any, Any] = cached_results(model)
+    known.update(memo or {})
+    try:
+        return copy.deepcopy(model, known)
+    except Exception as cause:
+        raise ModelCopyError(cause) from cause
 
 
 def make_plain(module: nn.Module) -> None:

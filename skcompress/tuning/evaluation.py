@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from ..compressors.base import FactorizingCompressor
-from ..compressors.sharing import Shared, share
+from ..compressors.sharing import Shared, compressors_in, share
 from ..errors import BudgetError
 from .candidates import Candidates
 from .constraints import Constraint
@@ -123,7 +123,7 @@ class Evaluation:
 
 def _without_report(estimator: Any) -> None:
     """Spare the forwards that only a report needs, of which a trial has none."""
-    for inner in (estimator, *estimator.get_params(deep=True).values()):
+    for inner in compressors_in(estimator):
         if isinstance(inner, FactorizingCompressor):
             inner.set_params(measure=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -15,7 +14,8 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sklearn.exceptions import FitFailedWarning
 from torch import nn
 
-from ..errors import DenseScoreError, ModelCopyError
+from ..errors import DenseScoreError
+from ..factorized.reparametrized import copied
 from .evaluation import Evaluation
 from .gate import Gate
 from .objectives import Measurement, Meter
@@ -31,10 +31,7 @@ def dense_measurement(
     """Measure a copy of the uncompressed model, once in a study: all compare with the same."""
     known = study.user_attrs.get(_DENSE)
     if known is None:
-        try:
-            dense = copy.deepcopy(model).eval()
-        except Exception as cause:
-            raise ModelCopyError(cause) from cause
+        dense = copied(model).eval()
         size = meter.size(dense)
         try:
             score = meter.score(dense, FixedTrial({}))

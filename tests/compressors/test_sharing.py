@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor
-from skcompress.compressors import calibrated, regressing
+from skcompress.compressors import calibrated
 from skcompress.compressors.sharing import Shared, share
 from skcompress.decompositions.svd import SVD
 from skcompress.protocols import Compressor
@@ -38,10 +38,10 @@ class Counter:
 def expensive(monkeypatch):
     """Counters of what a later trial is not to do again."""
     found = {
-        "stream": Counter(regressing.stream), "gradients": Counter(calibrated.output_moments),
+        "stream": Counter(calibrated.stream), "gradients": Counter(calibrated.output_moments),
         "regress": Counter(SVD.regress), "factorize": Counter(SVD.factorize),
     }  # fmt: skip
-    monkeypatch.setattr(regressing, "stream", found["stream"])
+    monkeypatch.setattr(calibrated, "stream", found["stream"])
     monkeypatch.setattr(calibrated, "output_moments", found["gradients"])
     monkeypatch.setattr(SVD, "regress", found["regress"])
     monkeypatch.setattr(SVD, "factorize", found["factorize"])

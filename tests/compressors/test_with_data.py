@@ -14,7 +14,7 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
-from skcompress.compressors import regressing
+from skcompress.compressors import calibrated
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import (
     CalibratedWeightError,
@@ -164,8 +164,8 @@ def test_warm_start_needs_no_statistics_and_notices_other_data(monkeypatch):
     settings = {"reconstruction": "independent", "warm_start": True}
     compressor = SVDCompressor(rank=0.4, **settings).fit(model, x)
     measured, factorised = [], []
-    stream = regressing.stream
-    monkeypatch.setattr(regressing, "stream", _noting(stream, measured))
+    stream = calibrated.stream
+    monkeypatch.setattr(calibrated, "stream", _noting(stream, measured))
     monkeypatch.setattr(SVD, "regress", _noting(SVD.regress, factorised))
     compressor.set_params(rank=0.6).fit(model, x)
     assert not measured

@@ -7,8 +7,7 @@ from torch import nn
 from skcompress.calibration import Batches, Reference, estimated, n_samples
 from skcompress.compressors.fitting import NormStatistics, set_norms
 from skcompress.errors import OutputShapeError, OutputTypeError
-
-from .removing import copied
+from skcompress.factorized.reparametrized import copied
 
 # From fewer inputs, as people give them for their shape, nothing should be estimated unasked.
 ENOUGH = 64

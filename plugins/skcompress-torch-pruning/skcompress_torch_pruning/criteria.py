@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skcompress.calibration import Statistics, stream
+from skcompress.calibration import Statistics
 from skcompress.compressors.calibrated import Calibration
 from skcompress.selection import Site
 
@@ -105,15 +105,7 @@ def _merged(
     wanted = dict.fromkeys(m.layer for g in groups for m in g.readers)
     held: dict[str, Statistics] = {}
     ranked: dict[str, Ranking] = {}
-    for layer, statistics in stream(
-        model,
-        [sites[name] for name in wanted],
-        calibration.batches,
-        memory=calibration.memory,
-        max_positions=calibration.max_positions,
-        seed=calibration.seed,
-        verbose=verbose,
-    ):
+    for layer, statistics in calibration.stream(model, [sites[n] for n in wanted], verbose):
         held[layer] = statistics
         for name in [n for n, readers in waiting.items() if readers <= held.keys()]:
             del waiting[name]

@@ -15,9 +15,11 @@ from skcompress import calibration
 from skcompress.calibration import Batches, observer, weighted
 from skcompress.calibration.workload import count_calls
 from skcompress.compressors.calibrated import Calibration
+from skcompress.compressors.checks import PATTERNS
 from skcompress.compressors.fitting import set_norms
 from skcompress.compressors.steps import Steps
 from skcompress.errors import CalibratedWeightError, NoLayerError
+from skcompress.factorized.reparametrized import copied
 from skcompress.metrics import count_flops, count_parameters
 from skcompress.protocols import Compressor
 from skcompress.selection import Selection, Site, check_model, check_patterns, select
@@ -31,12 +33,10 @@ from .groups import ChannelGroup, removal
 from .plan import ChannelReport
 from .planning import excluded, make_plan, unwanted
 from .refitting import ChannelRefit, Fit, apply_
-from .removing import copied, mixes, remove_
+from .removing import mixes, remove_
 from .tracing import Trace, example, trace
 from .values import check_values, fingerprints
 from .verifying import Trial, resizes, verified
-
-_PATTERNS = [None, str, type, list, tuple, set]
 
 
 class ChannelPruner(Compressor):
@@ -142,8 +142,8 @@ class ChannelPruner(Compressor):
         "recalibrate_norm": ["boolean", StrOptions({"auto"})],
         "class_weight": [None, dict, StrOptions({"balanced"})],
         "num_heads": [None, dict],
-        "layers": _PATTERNS,
-        "exclude": _PATTERNS,
+        "layers": PATTERNS,
+        "exclude": PATTERNS,
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
         "max_positions": [None, Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],

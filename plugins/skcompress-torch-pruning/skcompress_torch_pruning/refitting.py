@@ -17,10 +17,11 @@ from skcompress.compressors.calibrated import Calibration
 from skcompress.compressors.factorizing import add_offset, missing_mean
 from skcompress.compressors.in_order import Goal, InOrder, StandIn
 from skcompress.decompositions.regression import least_squares
+from skcompress.factorized.reparametrized import copied
 from skcompress.selection import Site
 
 from .groups import Removal
-from .removing import columns, copied, matrix
+from .removing import columns, matrix
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from skcompress.errors import ModelCopyError
 from skcompress.factorized import kind_of
-from skcompress.factorized.reparametrized import cached_results
 
 from .groups import Removal, Resize
 
@@ -26,16 +22,6 @@ PASSING = (ops.OPTYPE.DEPTHWISE_CONV, ops.OPTYPE.BN, ops.OPTYPE.PRELU, ops.OPTYP
 def mixes(layer: nn.Module) -> bool:
     """Whether every output of a layer is made of many inputs: linear layers, convolutions."""
     return ops.module2type(layer) in MIXING
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model, with values of its own."""
-    memo: dict[Any, Any] = cached_results(model)
-    try:
-        result: nn.Module = copy.deepcopy(model, memo)
-    except Exception as cause:
-        raise ModelCopyError(cause) from cause
-    return result
 
 
 def remove_(

@@ -18,11 +18,12 @@ from torch_pruning.dependency import Group as TiedGroup
 
 from skcompress.calibration import Batch, Batches, device_of, same_randomness
 from skcompress.calibration.collect import forward
+from skcompress.factorized.reparametrized import copied
 from skcompress.selection import Selection
 
 from .errors import UntraceableError
 from .groups import ChannelGroup, Member
-from .removing import MIXING, PASSING, copied
+from .removing import MIXING, PASSING
 
 # What torch-pruning calls operations that hold no parameters.
 _BARE = (

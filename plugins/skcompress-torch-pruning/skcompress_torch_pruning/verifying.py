@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_map
 
 from skcompress.calibration import Batch, device_of, same_randomness
 from skcompress.calibration.collect import forward
+from skcompress.factorized.reparametrized import copied
 from skcompress.selection import matches
 
 from .groups import ChannelGroup, Resize, removal
-from .removing import copied, remove_, unread_
+from .removing import remove_, unread_
 from .tracing import outputs
 
 # In float64; a forward that turns to float32 somewhere passes, a wrong order of channels does not.

@@ -24,6 +24,7 @@ from ...selection import Selection, check_model, check_patterns, require_sites, 
 from ...spaces import FloatRange, SearchSpace
 from ..base import without_autocast
 from ..calibrated import Calibration
+from ..checks import PATTERNS, seeded
 from ..comparing import Comparison
 from ..fitting import set_norms
 from ..planning import compare_to_plan, restore_ties
@@ -33,8 +34,6 @@ from .fit import Method, PruningFit, PruningOutcome, zeros
 from .gradual import GradualPruning
 from .patterns import keep_pattern
 from .writing import pruned_copy
-
-PATTERNS = [None, str, type, list, tuple, set]
 
 
 class PruningCompressor(Compressor):
@@ -236,8 +235,5 @@ class PruningCompressor(Compressor):
 
     def _resolved_criterion(self, given: Any) -> Criterion | DataCriterion:
         """An instance of its own, seeded where it draws random numbers."""
-        criterion: Any = clone(registry.make("criteria", given))
-        if criterion.get_params().get("random_state", 0) is None:
-            seed = check_random_state(self.random_state).randint(2**31 - 1)
-            criterion.set_params(random_state=int(seed))
-        return criterion  # type: ignore[no-any-return]
+        criterion = clone(registry.make("criteria", given))
+        return seeded(criterion, check_random_state(self.random_state))  # type: ignore[no-any-return]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...calibration import output_moments, stream
 from ...metrics import count_bytes, count_nonzeros
 from ...plan import LayerPlan, Plan, Zeros
 from ...protocols import Criterion, DataCriterion, SparsityAllocation
@@ -137,18 +136,12 @@ class PruningFit:
     def _distortions(self, scores: Mapping[str, Tensor]) -> dict[str, Distortion]:
         given = self.calibration
         assert given is not None
-        settings: dict[str, Any] = {
-            "memory": given.memory,
-            "max_positions": given.max_positions,
-            "seed": given.seed,
-            "verbose": self.verbose,
-        }
-        gradients = dict(output_moments(self.model, self.sites, given.batches, **settings))
+        gradients = given.with_gradients(self.model, self.sites, self.verbose).gradients
         sizes = [float(_diagonal(g).mean()) for g in gradients.values()]
         typical = sorted(sizes)[len(sizes) // 2] if sizes else 1.0
         moments = {
             name: found.moments
-            for name, found in stream(self.model, self.sites, given.batches, **settings)
+            for name, found in given.stream(self.model, self.sites, self.verbose)
         }
         result = {}
         for site in self.sites:

@@ -37,7 +37,8 @@ class GradualPruning:
         self._pruner, self._model = pruner, model
         self._sites: dict[str, Site] = {s.name: s for s in pruner._selection(model).sites}
         for site in self._sites.values():
-            _require_stored(site)
+            if site.computed:  # anew from other parameters, at every call
+                raise HeldWeightError(site.name)
         self._masks: dict[str, Tensor] = {}
         self._fit: PruningFit | None = None
         self._hook = None
@@ -104,11 +105,3 @@ class GradualPruning:
             for name, kept in state["masks"].items()
         }
         self.hold()
-
-
-def _require_stored(site: Site) -> None:
-    """Refuse a weight that is computed anew from other parameters at every call."""
-    weight = site.slot.read().detach()
-    stored = site.slot.parameters[0]
-    if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
-        raise HeldWeightError(site.name)

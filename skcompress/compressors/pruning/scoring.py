@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...calibration import Statistics, stream, weight_gradients
+from ...calibration import Statistics, weight_gradients
 from ...errors import CriterionScoreError
 from ...protocols import Criterion, DataCriterion, Evidence
 from ...selection import Site
@@ -83,15 +83,7 @@ def gathered(
     reached: Iterator[tuple[str, Statistics | None]] = iter(
         [(name, None) for name in by_name]
         if "gram" not in needs
-        else stream(
-            model,
-            sites,
-            calibration.batches,
-            memory=calibration.memory,
-            max_positions=calibration.max_positions,
-            seed=calibration.seed,
-            verbose=verbose,
-        )
+        else calibration.stream(model, sites, verbose)
     )
     for name, statistics in reached:
         site = by_name[name]

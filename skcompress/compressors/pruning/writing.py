@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import CalibratedWeightError, ModelCopyError
+from ...errors import CalibratedWeightError
 from ...factorized import kind_of
-from ...factorized.reparametrized import cached_results
+from ...factorized.reparametrized import copied
 from ...factorized.writing import write_weights
 from ...selection import Site
 from ..factorizing import add_offset, fingerprint, working_weight
@@ -34,11 +33,7 @@ def pruned_copy(
         was fitted, and how many values that is to be; None where no others will do, since data
         took part
     """
-    memo: dict[Any, Any] = cached_results(model)
-    try:
-        result: nn.Module = copy.deepcopy(model, memo)
-    except Exception as cause:
-        raise ModelCopyError(cause) from cause
+    result = copied(model)
     for site in sites:
         known = pruned.get(site.name)
         if known is None or site.slot.read().is_meta:
