@@ -178,8 +178,20 @@ class Patches(Inputs):
 
     def _picked(self, index: Tensor) -> Tensor:
         n = self.n_axes
-        by_position = self.windows.permute(0, *range(3, 3 + n), 1, 2, *range(3 + n, 3 + 2 * n))
-        x = by_position[torch.unravel_index(index, self.lead)]  # positions, groups, in, *kernel
+        shape, strides = self.windows.shape, self.windows.stride()
+        lead, step = self.lead, (strides[0], *strides[3 : 3 + n])
+        # A window for every number that one may begin with, the wanted ones among them: of rows of
+        # one axis torch copies several times as fast as of positions of several.
+        span = 1 + sum((size - 1) * stride for size, stride in zip(lead, step, strict=True))
+        windows = self.windows.as_strided(
+            (span, *shape[1:3], *shape[3 + n :]),
+            (1, *strides[1:3], *strides[3 + n :]),
+            self.windows.storage_offset(),
+        )
+        begin = torch.zeros_like(index)
+        for place, stride in zip(torch.unravel_index(index, lead), step, strict=True):
+            begin += place * stride
+        x = windows.index_select(0, begin)  # positions, groups, in, *kernel
         if self.flip:
             x = x.flip(tuple(range(3, 3 + n)))
         return x.flatten(2).permute(1, 2, 0)
