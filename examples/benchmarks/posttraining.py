@@ -9,17 +9,18 @@
 
 Each method is `SVDCompressor` with other settings, or `LowRankCompressor` where CP takes part, of
 the package skcompress-tensorly. Calibration inputs are unlabelled and drawn from the
-training part, with one generator a seed; quality is measured on the test part. One fit serves all
-shares of parameters kept (`warm_start`). Every result is a line of `--output`/results.jsonl,
-written at once: the same command again computes what is not there. `--table` prints means and
-standard deviations over seeds; `--speed` needs no data and says what it costs.
+training part, with one generator a seed; quality is measured on the test part. Statistics and
+factorisations of one draw serve all fits with it (`share`), and the errors of single layers are not
+measured: "first fit" in the table is the time of those that found nothing. Every result is a line
+of `--output`/results.jsonl, written at once: the same command again computes what is not there.
+`--table` prints means and standard deviations over seeds; `--speed` needs no data and says what it
+costs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from posttraining_results import Results, completed, measure_dense
 from posttraining_speed import print_speed
 from posttraining_tables import ELSEWHERE, tables
 from posttraining_tasks import Subject
+from torch import Tensor
 from tqdm import tqdm
 
 from skcompress import LowRankCompressor, SVDCompressor
+from skcompress.compressors.sharing import Shared, share
 from skcompress.errors import BudgetError
 
 # What everything at once adds to the defaults, which are sequential, global, all schemes.
@@ -56,36 +59,39 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def jobs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], int, int | None]]:
-    """Settings, number of calibration inputs and seed of every fit, alike ones once."""
-    seen = []
+def jobs(options: argparse.Namespace) -> Iterator[tuple[int, int | None, list[dict[str, Any]]]]:
+    """Number of calibration inputs and seed of every draw, and the settings fitted with it."""
+    kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for method in options.methods:
         settings = METHODS[method]
-        calibrated = settings.get("metric") != "weights"
-        draws = product(options.images, options.seeds) if calibrated else [(0, None)]
-        for draw in draws:
-            if (settings, draw) not in seen:
-                seen.append((settings, draw))
-                yield settings, *draw
+        alike = kinds[settings.get("metric") != "weights"]
+        if settings not in alike:
+            alike.append(settings)
+    if kinds[False]:
+        yield 0, None, kinds[False]
+    if kinds[True]:
+        for n in options.images:
+            for seed in options.seeds:
+                yield n, seed, kinds[True]
 
 
 def compress(
-    subject: Subject, settings: dict[str, Any], rows: list[dict[str, Any]]
+    subject: Subject, rows: list[dict[str, Any]], data: Tensor | None, shared: Shared
 ) -> Iterator[dict[str, Any]]:
-    """Fit once, then cut at the share that each of `rows` asks for; gives them completed.
-
-    rows : of the same settings, inputs and seed
-    """
-    n, seed = rows[0]["inputs"], rows[0]["seed"]
-    data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
-    kind = LowRankCompressor if "decomposition" in settings else SVDCompressor
-    positions = rows[0]["positions"]
-    compressor = kind(warm_start=True, random_state=0, max_positions=positions, **settings)
-    for number, row in enumerate(rows):
-        compressor.set_params(rank=row["keep"])
+    """Fit what `rows` ask for; gives them completed."""
+    for row in rows:
+        settings = row["settings"]
+        kind = LowRankCompressor if "decomposition" in settings else SVDCompressor
+        compressor = kind(
+            row["keep"],
+            random_state=0,
+            max_positions=row["positions"],
+            measure=False,
+            **settings,
+        )
         try:
-            # A later fit takes statistics and factorisations over from the first.
-            yield completed(row, subject, compressor, data, first=number == 0)
+            first = not len(shared)
+            yield completed(row, subject, share(compressor, shared), data, first=first)
         except BudgetError as error:
             yield {**row, "quality": None, "note": str(error)}
 
@@ -93,17 +99,25 @@ def compress(
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
     """Do for one network whatever is not yet among `results`."""
     about = measure_dense(subject, options.test_images, options.device, results)
-    for settings, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
-        positions = options.positions if inputs else None
+    for inputs, seed, methods in (bar := tqdm(list(jobs(options)), desc=subject.name)):
         common = {
-            **about, "settings": settings, "inputs": inputs, "positions": positions, "seed": seed,
+            **about, "inputs": inputs, "positions": options.positions if inputs else None,
+            "seed": seed,
         }  # fmt: skip
-        rows = [{**common, "keep": keep} for keep in sorted(options.keep, reverse=True)]
+        rows = [
+            {**common, "settings": settings, "keep": keep}
+            for settings in methods
+            for keep in sorted(options.keep, reverse=True)
+        ]
         rows = [row for row in rows if row not in results]
-        for row in compress(subject, settings, rows) if rows else ():
+        if not rows:
+            continue
+        data = subject.task.calibration(inputs, np.random.default_rng(seed)) if inputs else None
+        for row in compress(subject, rows, data, Shared()):
             results.append(row)
             shown = row["quality"] if row["quality"] is None else f"{row['quality']:.2f}"
-            bar.write(f"{subject.name} {settings} {inputs=} {seed=} {row['keep']:.0%}: {shown}")
+            settings, keep = row["settings"], row["keep"]
+            bar.write(f"{subject.name} {settings} {inputs=} {seed=} {keep:.0%}: {shown}")
 
 
 def more(add: Any) -> None:

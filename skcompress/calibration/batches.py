@@ -51,6 +51,7 @@ class Batches:
     dtype : of the floating inputs; None leaves them as they are
     accepted : names that the forward takes; None where it takes any
     weigh : gives the `Batch.weights` of a batch, of which the first sample has this number
+    every : of how many batches one is used
     """
 
     owner: str
@@ -60,11 +61,13 @@ class Batches:
     accepted: tuple[str, ...] | None
     batch_size: int
     weigh: Callable[[Batch, int], Tensor] | None = None
+    every: int = 1
 
     def __len__(self) -> int:
         """Give the number of batches, where the data knows it."""
         n = len(self.data)  # type: ignore[arg-type]
-        return -(-n // self.batch_size) if isinstance(self.data, Tensor | np.ndarray) else n
+        n_all = -(-n // self.batch_size) if isinstance(self.data, Tensor | np.ndarray) else n
+        return len(range(0, n_all, self.every))
 
     def __iter__(self) -> Iterator[Batch]:
         number, n_before = -1, 0
@@ -73,7 +76,8 @@ class Batches:
             if self.weigh is not None:
                 batch = replace(batch, weights=self.weigh(batch, n_before))
                 n_before += n_samples(batch)
-            yield batch
+            if number % self.every == 0:
+                yield batch
         if number < 0:
             raise EmptyDataError(self.owner, self.data)
 

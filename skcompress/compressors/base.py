@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ from .checks import (
 from .comparing import Comparison
 from .factorizing import FactorizedSite, factorize_sites
 from .fitting import Fitting, Outcome, set_norms, trimmed
-from .importance import importances
+from .importance import TRIED_ON, importances
 from .pivoting import prefer_pivots
 from .planning import (
     asked_ranks,
@@ -309,25 +310,34 @@ class FactorizingCompressor(Compressor):
         if given is None:
             with steps("allocate"):
                 return fitting.outcome(self.rank, allocation), None, {}
-        comparison = Comparison(
-            fitting,
-            self.recalibrate_norm,
-            steps,
-            needed=self.sensitivity == "auto",
-            measure=self.measure,
-        )
-        for importance in importances(fitting.sites, self.sensitivity):
-            with steps("reconstruct" if self.reconstruction != "independent" else "allocate"):
-                outcome = fitting.outcome(
-                    self.rank,
-                    allocation,
-                    importance,
-                    sequential=self.reconstruction != "independent",
-                    dense=self.refit_dense,
-                    verbose=self.verbose,
-                )
-            comparison.add(outcome)
-        return comparison.best()
+
+        def closest(
+            fitting: Fitting, tried: Sequence[Mapping[str, float]], **settings: Any
+        ) -> tuple[Outcome, float | None, dict[str, float]]:
+            needed = self.sensitivity == "auto"
+            comparison = Comparison(fitting, steps=steps, needed=needed, **settings)
+            sequential = self.reconstruction != "independent"
+            for importance in tried:
+                with steps("reconstruct" if sequential else "allocate"):
+                    outcome = fitting.outcome(
+                        self.rank,
+                        allocation,
+                        importance,
+                        sequential=sequential,
+                        dense=self.refit_dense,
+                        verbose=self.verbose,
+                    )
+                comparison.add(outcome)
+            return comparison.best()
+
+        tried: list[Mapping[str, float]]
+        tried = list(importances(fitting.sites, self.sensitivity))
+        part = given.part(TRIED_ON) if len(tried) > 1 else given
+        if part is not given:
+            on_part = replace(fitting, calibration=part)
+            outcome, *_ = closest(on_part, tried, recalibrate=False, measure=False)
+            tried = [outcome.importance]
+        return closest(fitting, tried, recalibrate=self.recalibrate_norm, measure=self.measure)
 
     def _factorized_sites(
         self,

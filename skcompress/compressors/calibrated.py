@@ -17,6 +17,7 @@ from ..calibration import (
     Statistics,
     foldable,
     following,
+    n_samples,
     output_moments,
     stream,
 )
@@ -86,6 +87,18 @@ class Calibration:
             return self
         norms = {name: norm for name, norm in self.norms.items() if name not in layers}
         return replace(self, norms=norms, known=self.known.but("folded", *sorted(layers)))
+
+    def part(self, n: int) -> Calibration:
+        """Use every k-th batch, `n` samples or more; all where there are not twice as many."""
+        try:
+            n_batches = len(self.batches)
+        except TypeError:  # of a stream nobody knows
+            return self
+        every = n_batches * n_samples(next(iter(self.batches))) // n
+        if every < 2:
+            return self
+        batches = replace(self.batches, every=every)
+        return replace(self, batches=batches, known=self.known.but("every", every))
 
     @property
     def positions(self) -> Hashable:

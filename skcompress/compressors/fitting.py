@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -27,11 +28,13 @@ class Outcome(Result):
     choices : per site; None where it stays dense
     fits : of sites that were fitted anew for this plan, by name
     flops : of one forward before and after, where the budget is one of FLOPs
+    importance : how much the error of each weight counted; 1 where nothing is said
     """
 
     choices: list[Choice | None]
     fits: dict[str, FactorizedSite] = field(default_factory=dict)
     flops: tuple[int, int] | None = None
+    importance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Fitting:
         self,
         rank: Any,
         allocation: Allocation,
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] = MappingProxyType({}),
         *,
         sequential: bool = False,
         dense: bool = False,
@@ -67,17 +70,16 @@ class Fitting:
     ) -> Outcome:
         """Choose ranks, and fit the factors one after another where asked to.
 
-        importance : how much the error of each weight counts; 1 where nothing is said
+        importance : see `Outcome`
         dense : whether what stays dense is fitted too
         """
-        weights = importance or {}
         where, flops = self.selection.sites, None
         if self.workload is None:
-            layers = weighted([site.layer for site in self.sites], weights)
+            layers = weighted([site.layer for site in self.sites], importance)
             n_parameters = count_parameters(self.model)
             choices, reasons = choose_options(layers, where, rank, allocation, n_parameters)
         else:
-            work = replace(self.workload, layers=weighted(self.workload.layers, weights))
+            work = replace(self.workload, layers=weighted(self.workload.layers, importance))
             choices, reasons, n_flops = work.choose(where, rank, allocation)
             flops = work.total, n_flops
         plan = make_plan(self.selection, self.sites, choices, reasons, self.decompositions)
@@ -88,7 +90,7 @@ class Fitting:
                 self.found, plan, self.decompositions, self.calibration, self.device, dense=dense
             )
             fits = reconstruction.run(self.model, self.selection.sites, verbose)
-        return Outcome(plan, choices, fits, flops=flops)
+        return Outcome(plan, choices, fits, flops=flops, importance=importance)
 
     def compressed(self, outcome: Outcome) -> nn.Module:
         """Build the compressed model."""

@@ -10,6 +10,8 @@ from .factorizing import FactorizedSite
 
 # Of the layers' sensitivities; which of them suits a network is found out by comparison.
 POWERS = (0.0, 0.25, 0.5, 1.0)
+# Samples that this takes: with more, only what comes of the best power is fitted to all of them.
+TRIED_ON = 1024
 
 
 def importances(

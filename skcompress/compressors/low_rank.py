@@ -55,7 +55,9 @@ class LowRankCompressor(FactorizingCompressor):
         With data and ``allocation="global"``: the relative error of a layer counts as much as
         its K-FAC energy to this power, which is how much the network's outputs react to it
         (one backward pass). ``"auto"``: does everything for 0, 0.25, 0.5 and 1, and keeps what
-        changes the outputs least on the data; the time is about four times as long.
+        changes the outputs least on the data; the time is about four times as long. Where
+        there are twice 1024 samples or more, a part of the batches decides, of 1024 samples at
+        least, and all of them serve what comes of it.
     refit_dense : bool, default=False
         With the sequential reconstruction: fit the weights that stay dense as well.
     recalibrate_norm : bool or "auto", default="auto"

@@ -8,7 +8,7 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor, count_parameters
-from skcompress.compressors.importance import POWERS
+from skcompress.compressors.importance import POWERS, TRIED_ON
 
 POWERS_BY_HAND = (0.0, 0.25, 0.5, 1.0)
 
@@ -101,3 +101,35 @@ def test_a_layer_without_effect_does_not_break_it():
     for sensitivity in (1.0, "auto"):
         compressor = SVDCompressor(0.5, sensitivity=sensitivity).fit(model, x)
         assert compressor.n_parameters_out_ <= 0.5 * count_parameters(model)
+
+
+@pytest.mark.parametrize("form", ["tensor", "batches"])
+def test_a_part_of_many_samples_decides_and_all_of_them_serve(form):
+    model, batches = seeded(Branches).eval(), list(sample(4 * TRIED_ON).split(64))
+    batches[::4] = [30 * batch for batch in batches[::4]]
+    x, part = torch.cat(batches), torch.cat(batches[::4])
+    tried = [SVDCompressor(0.5, sensitivity=p).fit(model, x) for p in POWERS]
+    # What each power makes of a part of the samples, with the ranks that all of them gave it.
+    on_part = [SVDCompressor(c.ranks_, allocation="uniform").fit(model, part) for c in tried]
+    losses, losses_on_part = (
+        [compressor.report_.divergence for compressor in found] for found in (tried, on_part)
+    )
+    best = losses_on_part.index(min(losses_on_part))
+    assert losses[best] > min(losses)
+    auto = SVDCompressor(0.5, sensitivity="auto").fit(model, x if form == "tensor" else batches)
+    assert auto.plan_ == tried[best].plan_
+    assert auto.report_.divergence == losses[best]
+
+
+def test_a_stream_of_unknown_length_is_used_whole():
+    class Stream:
+        def __init__(self, x):
+            self.x = x
+
+        def __iter__(self):
+            return iter(self.x.split(64))
+
+    model, x = seeded(Branches).eval(), sample(4 * TRIED_ON)
+    tried = [SVDCompressor(0.3, sensitivity=p).fit(model, x) for p in POWERS]
+    auto = SVDCompressor(0.3, sensitivity="auto").fit(model, Stream(x))
+    assert auto.report_.divergence == min(c.report_.divergence for c in tried)
