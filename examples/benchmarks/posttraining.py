@@ -39,7 +39,9 @@ from skcompress.compressors.sharing import Shared, share
 from skcompress.errors import BudgetError
 
 # What everything at once adds to the defaults, which are sequential, global, all schemes.
-EVERYTHING: dict[str, Any] = {"sensitivity": "auto", "refit_dense": True, "pivot": True}
+EVERYTHING: dict[str, Any] = {
+    "metric": "fisher", "sensitivity": "auto", "refit_dense": True, "pivot": True,
+}  # fmt: skip
 
 # Settings of SVDCompressor. Those that look at weights alone are fitted without data.
 METHODS: dict[str, dict[str, Any]] = {

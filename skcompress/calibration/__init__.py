@@ -5,9 +5,11 @@
 a layer is given in one network against what it gave in another. `output_moments` says how
 much the network's outputs react to each weight's, and `Reference` how far other models' outputs
 are from those of one. `weight_gradients` says how much they react to single numbers of a weight.
-`weighted` makes some samples count more than others.
+`weighted` makes some samples count more than others, and `addends` says what the outputs of layers
+are added to.
 """
 
+from .addends import addends
 from .anchored import Anchored
 from .batches import Batch, Batches, batches, device_of, n_samples
 from .borrowed import observer, restored_randomness, same_randomness
@@ -31,6 +33,7 @@ __all__ = [
     "Normalization",
     "Reference",
     "Statistics",
+    "addends",
     "batches",
     "class_weights",
     "collect",

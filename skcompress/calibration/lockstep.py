@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..factorized import Slot
+from ..factorized import Slot, kind_of
 from ..factorized.inputs import Inputs
+from .addends import Addend
 from .anchored import Anchored, AnchoredSum, InputsBySlot
 from .batches import Batch, Batches
 from .borrowed import observer
@@ -25,6 +29,7 @@ class Lockstep:
     model : the original; names : of the layers that the forwards stop before, each of which
     may then be replaced in the successor
     max_positions, seed : as for `stream`
+    addends : of layers that are to make up for what has become of what their outputs are added to
 
     Iterating gives the names of the layers that the data reaches, in the order of execution; all
     forwards that get there then stand before that layer. Memory: the batches, and what two
@@ -39,6 +44,7 @@ class Lockstep:
         *,
         max_positions: int | None = None,
         seed: int = 0,
+        addends: Mapping[str, Addend] = MappingProxyType({}),
     ):
         self._max_positions, self._seed = max_positions, seed
         self._pristine = observer(model)
@@ -47,6 +53,11 @@ class Lockstep:
         self._calls = calls_in_order(self._pristine, list(names), self._batches, data.owner)
         self._original = Gates(observer(model), names)
         self._successor = Gates(observer(model), names)
+        self._addends = {name: addend for name, addend in addends.items() if name in self._calls}
+        self._uses = Counter(addend.place for addend in self._addends.values())
+        for place in self._uses:
+            self._original.keep(place)
+            self._successor.keep(place)
         self._pairs = [
             (Walk(self._original, n, b, data.owner), Walk(self._successor, n, b, data.owner))
             for n, b in enumerate(self._batches)
@@ -95,31 +106,72 @@ class Lockstep:
         """Put another module in the place of a layer of the successor."""
         self._successor.replace(name, replacement)
 
-    def anchored(self, name: str, slots: Mapping[str, Slot]) -> dict[str, Anchored]:
+    def anchored(
+        self,
+        name: str,
+        slots: Mapping[str, Slot],
+        roots: Mapping[str, Sequence[Tensor | None]] = MappingProxyType({}),
+    ) -> dict[str, Anchored]:
         """Collect, for weights of the layer stood before, what it is given and is to give.
 
-        slots : the weights asked for, by name
+        slots : the weights asked for, by name; roots : of them, see `Anchored`
 
         Where the two networks do not see the same number of inputs, as experts may not to whom
         other tokens are sent, the goal is what the original weight would give on the new ones.
         """
         sums = {
             slot: AnchoredSum(
-                found, self._max_positions, generator(self._seed, f"{name}.{slot}".rstrip("."))
+                found,
+                self._max_positions,
+                generator(self._seed, f"{name}.{slot}".rstrip(".")),
+                roots.get(slot),
             )
             for slot, found in slots.items()
         }
         several = self._calls.get(name, 1) > 1
         pairs = self._again(name, slots) if several else self._standing(name, slots)
-        for batch, before, after in pairs:
+        for (batch, before, after), pair in zip(pairs, self._pairs, strict=True):
             goals = before if len(before) == len(after) else after
+            missing = self._missing(name, *pair)
             for old, new in zip(goals, after, strict=True):
                 for slot in sums.keys() & new.keys():
                     same = slot in old and _same_places(old[slot], new[slot])
                     sums[slot].add(
-                        old[slot] if same else new[slot], new[slot], batch.mask, batch.weights
+                        old[slot] if same else new[slot],
+                        new[slot],
+                        batch.mask,
+                        batch.weights,
+                        missing.get(slot) if same else None,
                     )
+        self._let_go(name)
         return {slot: found.result() for slot, found in sums.items() if found.reached}
+
+    def _missing(self, name: str, original: Walk, successor: Walk) -> dict[str, Tensor]:
+        """What the outputs of a layer are to give besides, (groups, out, positions) by slot."""
+        addend = self._addends.get(name)
+        if addend is None:
+            return {}
+        before, now = (walk.kept.get(addend.place) for walk in (original, successor))
+        if before is None or now is None or before.shape != now.shape:
+            return {}
+        module = self.pristine(name)
+        kind = kind_of(module)
+        assert kind is not None
+        gap = addend.missing(before, now)
+        return {
+            slot: torch.cat(list(outputs.columns(None, gap.numel())), dim=2)
+            for slot, outputs in kind.outputs(module, gap).items()
+        }
+
+    def _let_go(self, name: str) -> None:
+        """Forget what only the outputs of this layer are added to."""
+        addend = self._addends.pop(name, None)
+        if addend is None:
+            return
+        self._uses[addend.place] -= 1
+        if not self._uses[addend.place]:
+            for walk in chain.from_iterable(self._pairs):
+                walk.kept.pop(addend.place, None)
 
     def _standing(
         self, name: str, slots: Mapping[str, Slot]

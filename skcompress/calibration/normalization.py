@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..factorized.reparametrized import copied
 from .batches import Batches, device_of
 from .borrowed import observer, put, same_randomness
 from .collect import forward
+from .readers import Readers, tensors_in
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,6 @@ class Normalization:
     scale: Tensor
 
 
-class _Readers(TorchDispatchMode):
-    """Counts the operations that read some tensors."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise torch imports its compiler here, which takes seconds
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched: dict[int, Tensor] = {}  # held, so that an id stays one tensor's
-        self.counts: Counter[int] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs or {})):
-            if id(leaf) in self.watched:
-                self.counts[id(leaf)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def following(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str, Normalization]:
     """Find, for each named layer, the batch normalisation that reads its output and nobody else.
 
@@ -64,7 +42,7 @@ def following(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str
     norms = [(n, m) for n, m in observed.named_modules() if isinstance(m, _BatchNorm) and fixed(m)]
     if not norms:
         return {}
-    readers = _Readers()
+    readers = Readers()
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     inputs: dict[str, list[Tensor]] = {name: [] for name, _ in norms}
 
@@ -72,7 +50,7 @@ def following(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 outputs[name].append(output)
-                readers.watched[id(output)] = output
+                readers.watch(output)
 
         return hook
 
@@ -85,7 +63,7 @@ def following(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str
         norm.register_forward_pre_hook(note_input(name))
     with same_randomness(device_of(observed)), torch.no_grad(), readers:
         result = forward(observed, 0, next(iter(data)), data.owner)
-    readers.counts.update(map(id, _tensors(result)))  # what is given back is read by the caller
+    readers.counts.update(map(id, tensors_in(result)))  # what is given back is read by the caller
     reader = {id(x[0]): name for name, x in inputs.items() if len(x) == 1}
     found = {}
     for name, given in outputs.items():
@@ -111,17 +89,6 @@ def _by_output(layer: nn.Module, output: Tensor, norm: Any) -> bool:
         features = getattr(layer, "out_features", getattr(layer, "nf", None))
         in_place = output.dim() == 2
     return in_place and features == norm.num_features
-
-
-def _tensors(result: Any) -> Iterator[Tensor]:
-    """Find the tensors in what a model gives."""
-    if dataclasses.is_dataclass(result):
-        result = vars(result)
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors(leaf)
 
 
 def scale(norm: Any) -> Tensor:

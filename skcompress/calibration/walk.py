@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
 
+from .addends import Place
 from .batches import Batch
 from .borrowed import put, uncompiled
 from .collect import forward
@@ -57,6 +58,21 @@ class Gates:
         module.register_forward_pre_hook(stop, with_kwargs=True)
         module.forward = through  # type: ignore[method-assign]
 
+    def keep(self, place: Place) -> None:
+        """Let walks keep what passes here; before any of them has begun."""
+
+        @uncompiled
+        def note(_: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+            walk = getcurrent()
+            if isinstance(walk, Walk):
+                walk.kept[place] = output if place.output else args[0]
+
+        module = self.model.get_submodule(place.module)
+        if place.output:
+            module.register_forward_hook(note)
+        else:  # before the call stops there
+            module.register_forward_pre_hook(note, prepend=True)
+
     def replace(self, name: str, replacement: nn.Module) -> None:
         """Put another module in the place of a layer, for calls under way too."""
         put(self.model, self.model.get_submodule(name), replacement)
@@ -74,6 +90,7 @@ class Walk(greenlet):
 
     at : name of the layer that it stands before; None when it is through
     call : positional and keyword arguments that the layer is about to be called with
+    kept : what passed where the gates keep it
     """
 
     at: str | None = None
@@ -83,6 +100,7 @@ class Walk(greenlet):
         super().__init__(lambda: forward(gates.model, number, batch, owner))
         self.gr_context = copy_context()  # a greenlet starts with an empty one
         self._devices = {"cpu", *(p.device.type for p in gates.model.parameters())}
+        self.kept: dict[Place, Tensor] = {}
         self._passed: set[str] = set()
         self._left = False
 

@@ -204,6 +204,7 @@ class FactorizingCompressor(Compressor):
                     memory=self.calibration_memory,
                     max_positions=self.max_positions,
                     random_state=self.random_state,
+                    fisher=self.metric == "fisher",
                 )
                 if self.fold_norm:
                     folded = foldable_norms(model, given.norms)
@@ -214,7 +215,7 @@ class FactorizingCompressor(Compressor):
             names = (name for site in selection.sites for name, _ in site.users)
             key = known.but("folded", *sorted(folded)).key("calls", *names)
             counted = shared.get(key, lambda: count_calls(model, selection.sites, batches))
-        if given is not None and (self.sensitivity or self.metric == "fisher"):
+        if given is not None and (self.sensitivity or given.fisher):
             with steps("differentiate"):
                 given = given.with_gradients(model, selection.sites, self.verbose)
         decompositions = self._resolved_decompositions()
@@ -354,9 +355,9 @@ class FactorizingCompressor(Compressor):
             return prefer_pivots(able, decompositions, site)
 
         if given is not None:
-            fisher, asked = self.metric == "fisher", asked_ranks(self.rank)
+            asked = asked_ranks(self.rank)
             return regress_sites(
-                model, sites, given, compete, self.device, self.verbose, fisher=fisher, asked=asked
+                model, sites, given, compete, self.device, self.verbose, asked=asked
             )
         return factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
 

@@ -39,6 +39,7 @@ class Calibration:
     norms : the batch normalisation that alone reads what a layer gives, by the layer's name
     gradients : second moments of the gradients at what each weight gives, (groups, out, out) or
         their diagonals (groups, out), by the site's name; see `calibration.output_moments`
+    fisher : whether errors of what a weight gives count by what they do to the network's outputs
     memory, max_positions, seed : as for `skcompress.calibration.stream`
     """
 
@@ -49,6 +50,7 @@ class Calibration:
     memory: float = 2**31
     max_positions: int | None = None
     seed: int = 0
+    fisher: bool = False
 
     @classmethod
     def observed(
@@ -61,6 +63,7 @@ class Calibration:
         memory: float,
         max_positions: int | None,
         random_state: Any,
+        fisher: bool = False,
     ) -> Calibration:
         """Run the first batch, for what the factorisations have to know beforehand.
 
@@ -79,6 +82,7 @@ class Calibration:
             memory=memory,
             max_positions=max_positions,
             seed=seed,
+            fisher=fisher,
         )
 
     def without(self, layers: Collection[str]) -> Calibration:
@@ -149,13 +153,12 @@ class Calibration:
         norm = self.norm_after(site)
         return None if norm is None else norm.name
 
-    def output_roots(self, site: Site, *, fisher: bool = False) -> list[Tensor | None]:
+    def output_roots(self, site: Site) -> list[Tensor | None]:
         """How errors of the outputs of each group count, as `Metric.output`; None for alike.
 
-        fisher : by their effect on the outputs of the network, where it is known; otherwise by
-            what a batch normalisation multiplies them by
+        Where the gradients say nothing: by what a batch normalisation multiplies them by.
         """
-        if fisher and site.name in self.gradients:
+        if self.fisher and site.name in self.gradients:
             return [_root(g) for g in self.gradients[site.name]]
         norm = self.norm_after(site)
         if norm is None:

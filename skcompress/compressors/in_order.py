@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..calibration import Anchored, Lockstep, device_of, same_randomness
+from ..calibration import Anchored, Lockstep, addends, device_of, same_randomness
 from ..protocols import Metric
 from ..selection import Site
 from .calibrated import Calibration, noise, on
@@ -52,6 +52,8 @@ class InOrder(ABC):
     ridge : of the metrics of the goals, whose inputs have drifted: with less, layers of as many
         inputs as there are samples learn the drift by heart
 
+    Layers whose outputs are added to others, as at the end of a residual block, make up for what
+    has become of these (He, Zhang & Sun 2017, arXiv 1707.06168, on networks of several branches).
     Weights that several layers share, and look-ups, are replaced without being fitted.
     """
 
@@ -76,8 +78,16 @@ class InOrder(ABC):
                 by_module[module_name].append(site)
         given = self._calibration
         with same_randomness(device_of(model)), torch.no_grad():
+            alone = {
+                site.users[0][0] for found in by_module.values() for site in found if site.alone
+            }
             networks = Lockstep(
-                model, by_module, given.batches, max_positions=given.max_positions, seed=given.seed
+                model,
+                by_module,
+                given.batches,
+                max_positions=given.max_positions,
+                seed=given.seed,
+                addends=addends(model, alone, given.norms, given.batches),
             )
             bar = tqdm(
                 networks, desc="reconstruct", unit="layer", total=len(networks), disable=not verbose
@@ -85,7 +95,8 @@ class InOrder(ABC):
             for name in bar:
                 own = {s.slot.name: s for s in by_module[name] if len(s.users) == 1}
                 slots = {slot: site.slot for slot, site in own.items()}
-                for slot, moments in networks.anchored(name, slots).items():
+                roots = {slot: given.output_roots(site) for slot, site in own.items()}
+                for slot, moments in networks.anchored(name, slots, roots).items():
                     self.fit_site(own[slot], self._goal(own[slot], moments))
                 made = self.stand_in(name, networks.pristine(name), by_module[name])
                 if made is not None:
@@ -99,14 +110,13 @@ class InOrder(ABC):
         moments = given if offset_to is None else given.centred()
         metrics = []
         rest = noise(given.gram)
-        for g, root in enumerate(self._calibration.output_roots(site)):
+        for g, root in enumerate(given.roots):
             gram, cross = (m[g].to(device) for m in (moments.gram, moments.cross))
-            power = moments.energy[g] if root is None else moments.energy[g] * root.square()
             metrics.append(
                 Metric(
                     gram,
                     cross,
-                    float(power.sum()),
+                    float(moments.energy[g].sum()),
                     on(device, root),
                     ridge=self.ridge,
                     noise=rest[g],

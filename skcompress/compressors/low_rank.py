@@ -48,7 +48,8 @@ class LowRankCompressor(FactorizingCompressor):
     reconstruction : {"auto", "independent", "sequential"}, default="auto"
         With data: every layer by itself, or layer after layer in order of execution, each
         fitted to what the original network gave from what the already compressed one is
-        given. ``"auto"``: sequential. Ranks are chosen before, from each layer by itself,
+        given; where that is added to something, as at the end of a residual block, to the
+        original's sum. ``"auto"``: sequential. Ranks are chosen before, from each layer by itself,
         and so are the errors that the report predicts. Memory: the batches, and what two
         forwards hold at one layer, for all batches at once.
     sensitivity : float or "auto", default=0

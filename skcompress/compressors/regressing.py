@@ -33,20 +33,18 @@ def regress_sites(
     device: object,
     verbose: bool | int,
     *,
-    fisher: bool = False,
     asked: Collection[int] = (),
 ) -> list[FactorizedSite]:
     """Factorise every weight that the data reaches, for the inputs that it meets there.
 
     compete : gives the decompositions for a weight; see `last_factor` for those that know
         nothing of inputs
-    fisher : whether errors of outputs count by what they do to the outputs of the network
     asked : ranks that have to be on offer
 
     What `calibration` knows of the same network and data is taken over.
     """
     shared = calibration.known.shared
-    tasks = [_Task(site, compete(site), calibration, device, fisher, asked) for site in sites]
+    tasks = [_Task(site, compete(site), calibration, device, asked) for site in sites]
     found: dict[str, FactorizedSite] = {}
 
     def look() -> list[_Task]:
@@ -82,12 +80,11 @@ class _Task:
         decompositions: Sequence[Decomposition],
         calibration: Calibration,
         device: Any,
-        fisher: bool,
         asked: Collection[int],
     ):
         self.site, self._decompositions = site, decompositions
         self._calibration, self._device = calibration, device
-        self._fisher, self._asked = fisher, asked
+        self._asked = asked
         # Which also refuses NaN before any forward.
         self._fingerprint = fingerprint(site.name, working_weight(site, device))
 
@@ -104,7 +101,7 @@ class _Task:
         site, given, get = self.site, self._calibration, self._calibration.known.shared.get
         weight = working_weight(site, self._device)
         offset_to, where = given.offset_to(site), str(self._device)
-        roots = given.output_roots(site, fisher=self._fisher)
+        roots = given.output_roots(site)
         met = _Met(weight, statistics, roots, centred=offset_to is not None)
         reached, means = get(self.key("means", where), met.means)
         # Whether all of a weight's gradients are known is a matter of memory.
@@ -115,7 +112,7 @@ class _Task:
         for d in self._decompositions if reached else ():
             # Those that know of inputs offer every rank, whatever is asked for.
             asked = () if knows_inputs(d) else tuple(sorted(self._asked))
-            weighed = given.memory if self._fisher else "alike"
+            weighed = given.memory if given.fisher else "alike"
             key = self.key("regression", settings_digest(d), asked, weighed, where)
             candidates.append(get(key, partial(met.candidate, d, asked)))
         found = tuple(filter(None, candidates))

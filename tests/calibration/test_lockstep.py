@@ -84,6 +84,21 @@ def test_order_is_that_of_execution_and_moments_are_exact():
         assert_anchored(found["end"], last, model.end.weight, last)
 
 
+def test_energies_are_those_of_the_outputs_as_they_count():
+    model, x = stack(5, 7, 4), random(20, 5)
+    roots = {"0": [random(7, 7, seed=1)], "1": [random(4, seed=2)]}
+    networks = lockstep(model, x)
+    with torch.no_grad():
+        for name in networks:
+            moments = networks.anchored(name, slots(networks, name), {"": roots[name]})[""]
+            inputs = x if name == "0" else model[0](x)
+            y = inputs @ model[int(name)].weight.T
+            (root,) = roots[name]
+            seen = y @ root.T if root.dim() == 2 else y * root
+            torch.testing.assert_close(moments.energy[0], seen.square().mean(0))
+            torch.testing.assert_close(moments.centred().energy[0], seen.var(0, unbiased=False))
+
+
 def test_what_was_replaced_reaches_calls_under_way():
     model, x = stack(5, 7, 80, 4), random(20, 5)
     networks, found = lockstep(model, x), {}

@@ -54,6 +54,28 @@ def test_it_is_the_effect_of_the_layer():
 
 
 @pytest.mark.parametrize("reconstruction", ["independent", "sequential"])
+def test_the_fisher_metric_counts_outputs_by_their_effect(reconstruction):
+    class Heard(nn.Module):
+        """Of eight outputs of the layer, the network hears two, in half of their combinations."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(32, 32), nn.Linear(4, 8, bias=False)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return self.head(h[:, :8].unflatten(1, (4, 2)).sum(2))
+
+    model, x = seeded(Heard).eval(), sample()
+    settings = {"allocation": "uniform", "exclude": "head", "reconstruction": reconstruction}
+    losses = {
+        metric: SVDCompressor(4, metric=metric, **settings).fit(model, x).report_.divergence
+        for metric in ("activations", "fisher")
+    }
+    assert losses["fisher"] < 1e-3 * losses["activations"]
+
+
+@pytest.mark.parametrize("reconstruction", ["independent", "sequential"])
 def test_auto_keeps_the_power_of_least_divergence(reconstruction):
     assert POWERS == POWERS_BY_HAND
     chosen = set()
