@@ -10,7 +10,7 @@ are from those of one. `weight_gradients` says how much they react to single num
 
 from .anchored import Anchored
 from .batches import Batch, Batches, batches, device_of, n_samples
-from .borrowed import observer, restored_randomness, same_randomness
+from .borrowed import Turn, observer, restored_randomness, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
 from .divergence import Reference, divergence
@@ -31,6 +31,7 @@ __all__ = [
     "Normalization",
     "Reference",
     "Statistics",
+    "Turn",
     "batches",
     "class_weights",
     "collect",
