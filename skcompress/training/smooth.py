@@ -155,3 +155,13 @@ def _change_regularizer(net: SmoothNet, name: str, value: Any) -> None:
     """Take another penalty from now on: callbacks set parameters amid training."""
     setattr(net, name, value)
     net.regularizer_ = net._plugin("regularizer")
+
+
+def taken_apart(net: SmoothNet) -> tuple[SmoothNet, Any]:
+    """Give a net with the same settings that only trains, and the compressor; neither fitted.
+
+    The compressor is None where there is none.
+    """
+    settings = net.get_params(deep=False)
+    own = {n: value for n, value in settings.items() if n.partition("__")[0] != "compressor"}
+    return clone(type(net)(**own)), net._plugin("compressor")
