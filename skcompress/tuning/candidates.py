@@ -94,8 +94,8 @@ def _restrictions(space: Any) -> tuple[Any, dict[str, Any] | None]:
     """Arguments `only` and `override` of `suggest_params`."""
     if not isinstance(space, Mapping):
         return space, None
-    only = tuple(name for name, value in space.items() if value is ...)
-    return only, {name: value for name, value in space.items() if value is not ...}
+    # All names: a pattern says what is searched as much as what its range is.
+    return tuple(space), {name: value for name, value in space.items() if value is not ...}
 
 
 def _labelled(owner: str, estimators: Any) -> dict[str, Any]:

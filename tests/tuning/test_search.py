@@ -109,6 +109,16 @@ def test_model_and_randomness_stay_as_they_were():
     check_untouched("after an error", model, before)
 
 
+def test_patterns_with_ranges_are_searched():
+    several = {"svd": SVDCompressor(), "tucker": TuckerCompressor()}
+    space = {"*rank": FloatRange(0.5, 0.6), "*.scheme": "output"}
+    one = search(estimator=several, space=space, sampler="random", n_trials=8).fit(MODEL)
+    names = {name for trial in one.study_.trials for name in trial.params}
+    assert names == {"estimator", "estimator.svd.rank", "estimator.tucker.rank"}
+    ranks = [v for row in one.trials_ for n, v in row.params.items() if n != "estimator"]
+    assert all(0.5 <= rank <= 0.6 for rank in ranks)
+
+
 @pytest.mark.parametrize("sampler", [None, "nsgaii", "random"])
 def test_the_same_seed_gives_the_same_study(sampler):
     def params(seed):

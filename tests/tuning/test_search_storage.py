@@ -62,8 +62,9 @@ def test_a_resumed_study_continues_alike(tmp_path):
     assert params(tmp_path / "a") == params(tmp_path / "b")
 
 
-def test_a_killed_trial_does_not_count(tmp_path):
-    storage = open_storage(sqlite(tmp_path), heartbeat=1, grace=1)
+@pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "journal:///{}/study.log"])
+def test_a_killed_trial_does_not_count(tmp_path, kind):
+    storage = open_storage(kind.format(tmp_path), heartbeat=1, grace=1)
     given = {"storage": storage, "study_name": "mine"}
     study = search(**given, n_trials=2).fit(MODEL).study_
     study.ask()  # and never told
