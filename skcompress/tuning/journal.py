@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
@@ -45,7 +44,7 @@ class Journal(JournalStorage, BaseHeartbeat):  # type: ignore[misc]
     def record_heartbeat(self, trial_id: int) -> None:
         """Give a sign of life of a trial."""
         self._given[trial_id] = self._given.get(trial_id, 0) + 1
-        with suppress(UpdateFinishedTrialError):  # others took it for killed
+        with suppress(RuntimeError):  # others took it for killed and finished it
             self.set_trial_system_attr(trial_id, _SIGN, self._given[trial_id])
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
