@@ -28,12 +28,14 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from skcompress import CompressionSearch, SmoothClassifier, SVDCompressor, count_parameters
-from skcompress.spaces import FloatRange, IntRange
+from skcompress.spaces import FloatRange
 
 SIZES = (0.5, 0.3, 0.2, 0.15)  # fractions of the parameters, at which the studies are compared
 RANKS = FloatRange(0.1, 0.5)
 PENALTY_EVERY = 4  # steps: the singular values change slowly, so this costs little accuracy
 PENALTIES = ["nuclear_norm", "first_difference", "second_difference"]
+# Steps rather than a range: what was trained once with one of them is met again by other ranks.
+WEIGHTS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
 
 def build_network(seed: int) -> nn.Sequential:
@@ -120,9 +122,10 @@ def compare(digits: Digits, options: argparse.Namespace) -> list[list[str]]:
         print(f"{label}: dense {accuracy(network, digits.test):.1%}")
     space = {
         "regularizer": PENALTIES,
-        "regularizer.*.weight": ...,
-        "max_epochs": IntRange(max(1, epochs // 2), epochs),
+        "regularizer.*.weight": WEIGHTS,
+        "max_epochs": [max(1, epochs // 2), epochs],
         "compressor__rank": RANKS,
+        "compressor__scheme": ...,
     }
     smooth = classifier("nuclear_norm", epochs, seed, compressor=SVDCompressor())
     ways["search everything"] = (smooth, space, untrained, train)
@@ -152,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Search training and compression together: a table on digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--trials", type=int, default=40, help="of each study, in all")
+    parser.add_argument("--trials", type=int, default=150, help="of each study, in all")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="of the split, training and search")
     parser.add_argument("--storage", help="such as sqlite:///tuning.db; in memory without")

@@ -44,7 +44,8 @@ class Evaluation:
     What a trial found out stands in its user attributes, whatever becomes of it: score,
     n_parameters, flops, bytes, latency in seconds and latency_contended, whether other
     processes were at trials of the study meanwhile; seconds, and of these
-    seconds_training and seconds_compressing; feasible, random_state, error.
+    seconds_training and seconds_compressing; ranks, by name of the weight; feasible,
+    random_state, error.
     """
 
     model: nn.Module
@@ -119,6 +120,8 @@ class Evaluation:
             start = perf_counter()
             small = self._small(compressor, network)
             trial.set_user_attr("seconds_compressing", round(perf_counter() - start, 6))
+            if ranks := _ranks(compressor):
+                trial.set_user_attr("ranks", ranks)
             size = self.meter.size(small)
             for name, value in size.items():
                 if value is not None:
@@ -203,6 +206,14 @@ def _without_report(estimator: Any) -> None:
     for inner in compressors_in(estimator):
         if isinstance(inner, FactorizingCompressor):
             inner.set_params(measure=False)
+
+
+def _ranks(compressor: Any) -> dict[str, Any]:
+    """Give the rank of each weight that has one, as plain data; of a Pipeline, all steps'."""
+    found: dict[str, Any] = {}
+    for inner in [] if compressor is None else compressors_in(compressor):
+        found |= getattr(inner, "ranks_", {})
+    return {name: list(r) if isinstance(r, tuple) else int(r) for name, r in found.items()}
 
 
 def row_of(trial: FrozenTrial) -> Row:

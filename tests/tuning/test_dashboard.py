@@ -73,6 +73,7 @@ def test_trials_have_readable_names_and_what_was_measured(page, found):
         assert shown["values"] == trial.values
         for name in ("score", "n_parameters", "flops", "bytes", "seconds_compressing"):
             assert float(attributes[name]) == pytest.approx(trial.user_attrs[name])
+        assert json.loads(attributes["ranks"]) == trial.user_attrs["ranks"]
         assert attributes["feasible"] == str(trial.user_attrs["n_parameters"] <= 0.6 * 859)
     assert states == {"Complete", "Pruned"}
 

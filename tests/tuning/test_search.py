@@ -40,6 +40,7 @@ def test_rows_are_what_was_measured(found):
         assert row.found.score == closeness(small)
         assert row.found.n_parameters == count_parameters(small)
         assert row.found.bytes == count_bytes(small)
+        assert trial.user_attrs["ranks"] == SVDCompressor(**row.params).fit(MODEL).ranks_
         assert row.seconds > 0
         assert row.found.latency is row.found.flops is None  # there is nothing to run it on
 
