@@ -28,7 +28,8 @@ def test_the_whole_program(monkeypatch, capsys, tmp_path):
     joint = optuna.load_study(study_name="search everything", storage=storage)
     penalty = joint.trials[0].params["regularizer"]
     assert list(joint.trials[0].params) == [
-        "compressor__rank", "max_epochs", "regularizer", f"regularizer.{penalty}.weight",
+        "compressor__rank", "compressor__scheme", "max_epochs",
+        "regularizer", f"regularizer.{penalty}.weight",
     ]  # fmt: skip
     # Started again it trains nothing, and chooses the same.
     again = tuning.main(arguments)

@@ -12,7 +12,7 @@ are added to.
 from .addends import addends
 from .anchored import Anchored
 from .batches import Batch, Batches, batches, device_of, n_samples
-from .borrowed import observer, restored_randomness, same_randomness
+from .borrowed import Turn, observer, restored_randomness, same_randomness
 from .collect import collect, stream
 from .comparison import output_errors
 from .divergence import Reference, divergence
@@ -33,6 +33,7 @@ __all__ = [
     "Normalization",
     "Reference",
     "Statistics",
+    "Turn",
     "addends",
     "batches",
     "class_weights",

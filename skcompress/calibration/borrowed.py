@@ -57,20 +57,32 @@ def put(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
                 setattr(parent, name, replacement)
 
 
+def _remembered(device: torch.device) -> Callable[[], None]:
+    """Give what brings the global random states back to what they are now."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_device is not None:
+            torch.cuda.set_rng_state(of_device, device)
+
+    return restore
+
+
 @contextmanager
 def restored_randomness(device: torch.device) -> Iterator[None]:
     """Restore the global random states afterwards: of torch, numpy and Python.
 
     For a caller around whom no other thread does the same, whatever threads it starts itself.
     """
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
+    restore = _remembered(device)
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        restore()
 
 
 # The states are those of the whole process: of two threads at a time, one would put back what the
@@ -78,13 +90,45 @@ def restored_randomness(device: torch.device) -> Iterator[None]:
 _alone = threading.RLock()
 
 
+class Turn:
+    """A thread's turn with the global random states, which others wait for."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._restore = _remembered(device)
+
+    def end(self) -> None:
+        """Put back the states as they were found."""
+        self._restore()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let other threads have theirs meanwhile, then go on with the numbers that come next.
+
+        Not where the turn is inside another one of the same thread.
+        """
+        resume = _remembered(self._device)
+        self._restore()
+        _alone.release()
+        try:
+            yield
+        finally:
+            _alone.acquire()
+            self._restore = _remembered(self._device)
+            resume()
+
+
 @contextmanager
-def same_randomness(device: torch.device) -> Iterator[None]:
+def same_randomness(device: torch.device) -> Iterator[Turn]:
     """Find the global random states afterwards as they were, whatever other threads draw.
 
     Even a DataLoader that does not shuffle draws from torch's, and what shuffles or
     augments gives the same batches each time that this starts from the same state. One thread
-    at a time: others wait, so that none is to be waited for inside.
+    at a time: others wait, so that none is to be waited for inside, unless in `Turn.paused`.
     """
-    with _alone, restored_randomness(device):
-        yield
+    with _alone:
+        turn = Turn(device)
+        try:
+            yield turn
+        finally:
+            turn.end()

@@ -91,6 +91,37 @@ class MissingValidationError(SkcompressError, ValueError):
         )
 
 
+class TrainingDataError(SkcompressError, ValueError):
+    """A search that trains, without anything to train on."""
+
+    def __init__(self, owner: str, received: object):
+        what = "None" if received is None else f"an object of type {type(received).__name__}"
+        super().__init__(
+            f"{owner} trains in every trial: fit(model, data) needs data=(inputs, targets), or a "
+            f"torch Dataset of such pairs; got {what}"
+        )
+
+
+class CalibrationError(SkcompressError, ValueError):
+    """Inputs for compressors beside data that is for them already."""
+
+    def __init__(self, owner: str):
+        super().__init__(
+            f"calibration of {owner}.fit is for estimators that train on data, such as "
+            "SmoothClassifier(); compressors are fitted with data: fit(model, inputs)"
+        )
+
+
+class NoCompressorError(SkcompressError, ValueError):
+    """Compression by a search whose estimator only trains."""
+
+    def __init__(self, owner: str):
+        super().__init__(
+            f"what {owner} has found only trains: give it a compressor, such as "
+            'SmoothClassifier(compressor="svd"); best_model_ is what it trained'
+        )
+
+
 class ValidationShapeError(SkcompressError, ValueError):
     """Validation targets that do not go with what the network gives."""
 

@@ -67,9 +67,10 @@ class SmoothClassifier(SmoothNet, NeuralNetClassifier):
     the penalty is at its end as "penalty". Both networks are left in evaluation mode.
 
     `partial_fit`, and `fit` with `warm_start=True`, train the dense network further and
-    compress it again. Callbacks that clip or log gradients see those of data and penalty
-    together. Floating inputs are given the dtype of the network; others are passed on as
-    they are. A Dataset's targets are class numbers 0, 1, ...
+    compress it again; `compress(data)` only compresses, with inputs for the compressor if
+    wanted. Callbacks that clip or log gradients see those of data and penalty together.
+    Floating inputs are given the dtype of the network; others are passed on as they are. A
+    Dataset's targets are class numbers 0, 1, ...
 
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)

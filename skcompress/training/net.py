@@ -5,26 +5,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
 from skorch.callbacks import ProgressBar
-from skorch.helper import SliceDataset
-from skorch.utils import to_numpy, to_tensor
-from torch import Tensor, nn
+from skorch.utils import to_tensor
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..calibration import same_randomness
 from ..errors import ModelCopyError
 from ..spaces import FloatRange, IntRange, SearchSpace
+from .inputs import as_array, cast, is_handed_on
 from .mlp import MLP
+from .watching import Watchable
 
 # What `fit` learns of the data before it makes a network.
 _OF_THE_DATA = (
@@ -37,7 +38,7 @@ _OF_THE_DATA = (
 )
 
 
-class SklearnNet(NeuralNet):
+class SklearnNet(Watchable, NeuralNet):
     """A net that scikit-learn's checks accept; a subclass knows its targets."""
 
     # skorch sets these in its constructor, where scikit-learn wants parameters only.
@@ -127,17 +128,17 @@ class SklearnNet(NeuralNet):
                 sizes, targets = zip(*((math.prod(np.shape(x)), t) for x, t in pairs), strict=True)
                 self.sizes_ = sizes[0], self._n_outputs(np.asarray(targets))
             return X, y
-        if _is_handed_on(X):
+        if is_handed_on(X):
             if y is None:
                 raise ValueError(
                     f"{type(self).__name__} requires y to be passed, unless X is a torch "
                     "Dataset of (input, target)"
                 )
-            return X, self._targets(_array(y), classes)
+            return X, self._targets(as_array(y), classes)
         X, y = validate_data(
             self,
-            _array(X),
-            _array(y),
+            as_array(X),
+            as_array(y),
             reset=fresh,
             allow_nd=True,
             force_writeable=True,
@@ -151,14 +152,14 @@ class SklearnNet(NeuralNet):
         """Nothing: `fit` has looked at X and y already."""
 
     def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[Any]:
-        if not _is_handed_on(X):
-            X = validate_data(self, _array(X), reset=False, allow_nd=True, force_writeable=True)
+        if not is_handed_on(X):
+            X = validate_data(self, as_array(X), reset=False, allow_nd=True, force_writeable=True)
         return super().forward_iter(X, training=training, device=device)
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         parameters = self.module_.parameters()
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
-        return super().infer(_cast(to_tensor(x, device=self.device), dtype), **fit_params)
+        return super().infer(cast(to_tensor(x, device=self.device), dtype), **fit_params)
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         params = super().get_params_for(prefix)
@@ -202,17 +203,24 @@ class SklearnNet(NeuralNet):
 
     @contextmanager
     def _seeded(self, stage: int) -> Iterator[None]:
-        """Draw the random numbers of this stage from the seed, where there is one."""
+        """Draw the random numbers of this stage from the seed, where there is one.
+
+        The generators are those of the process: nets in several threads take turns.
+        """
         if self.seed_ is None:
             yield
             return
         device = torch.device(self.device or "cpu")
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with same_randomness(device) as turn:
+            self._turn = turn
             torch.default_generator.manual_seed(self.seed_ + stage)
             if device.type == "cuda":
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(self.seed_ + stage)
-            yield
+            try:
+                yield
+            finally:
+                self._turn = None
 
     # --- training ------------------------------------------------------------------------
 
@@ -251,24 +259,3 @@ class SklearnNet(NeuralNet):
         # skorch would forget the criterion, which says how outputs become probabilities.
         self.predict_nonlinearity = self._get_predict_nonlinearity()
         super().trim_for_prediction()
-
-
-def _is_handed_on(inputs: Any) -> bool:
-    """Whether skorch is to read the inputs by itself, since they are no array."""
-    # Some sparse matrices are dicts too; they are refused, as scikit-learn does.
-    return isinstance(inputs, Dataset | Mapping | SliceDataset) and not issparse(inputs)
-
-
-def _array(values: Any) -> Any:
-    return to_numpy(values) if isinstance(values, Tensor) else values
-
-
-def _cast(inputs: Any, dtype: torch.dtype | None) -> Any:
-    """Give floating inputs the dtype of the network; others stay as they are."""
-    if isinstance(inputs, Mapping):
-        return {name: _cast(value, dtype) for name, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        return [_cast(value, dtype) for value in inputs]
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        return inputs.to(dtype)
-    return inputs

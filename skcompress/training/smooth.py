@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .. import registry
@@ -17,6 +18,7 @@ from ..penalties import mean_penalty
 from ..protocols import Compressor
 from ..spaces import Plugins, SearchSpace
 from .net import SklearnNet
+from .watching import uncompiled
 
 
 class SmoothNet(SklearnNet):
@@ -54,12 +56,12 @@ class SmoothNet(SklearnNet):
         return super().initialize_module()
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
-        super().on_train_begin(net, **kwargs)
         self.compressor_ = self._plugin("compressor")
         if "dense_module_" in self.__dict__:
             self.module_ = self.dense_module_
         else:
             self._rehearse()
+        super().on_train_begin(net, **kwargs)
 
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
@@ -72,10 +74,26 @@ class SmoothNet(SklearnNet):
         super().partial_fit(X, y, classes, **fit_params)
         # Not as an attribute, which skorch would train and save as one more module.
         self.__dict__["dense_module_"] = self.module_
-        if self.compressor_ is not None:
-            small = self.compressor_.fit_transform(_uncompiled(self.dense_module_))
-            self.module_ = self.torch_compile(small, name="module")
+        self._compress(None)
         return self
+
+    def compress(self, data: object = None) -> SmoothNet:
+        """Compress what was trained with the compressor as it is set now, once or again.
+
+        data : what the compressor is fitted with, as `Compressor.fit` takes it: a few hundred
+            inputs without labels; None for the weights alone
+        """
+        check_is_fitted(self, "dense_module_")
+        self.compressor_ = self._plugin("compressor")
+        self._compress(data)
+        return self
+
+    def _compress(self, data: object) -> None:
+        self.module_ = self.dense_module_
+        if self.compressor_ is not None:
+            given = () if data is None else (data,)  # which not every `fit_transform` takes
+            small = self.compressor_.fit_transform(uncompiled(self.dense_module_), *given)
+            self.module_ = self.torch_compile(small, name="module")
 
     def _plugin(self, parameter: str) -> Any:
         """Give a copy of what `parameter` names, with the settings `parameter__...`."""
@@ -94,7 +112,7 @@ class SmoothNet(SklearnNet):
 
     def _rehearse(self) -> None:
         """Raise now what penalty and compressor have against the network, not in the end."""
-        module = _uncompiled(self.module_)
+        module = uncompiled(self.module_)
         if any(map(is_lazy, module.parameters())):
             return
         if self.regularizer_ is not None:
@@ -128,9 +146,9 @@ class SmoothNet(SklearnNet):
         super()._step_optimizer(step_fn)
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        super().on_epoch_end(net, **kwargs)
         if self.regularizer_ is not None:
             self.history.record("penalty", mean_penalty(self.regularizer_, self.module_))
+        super().on_epoch_end(net, **kwargs)
 
 
 def _change_regularizer(net: SmoothNet, name: str, value: Any) -> None:
@@ -139,5 +157,11 @@ def _change_regularizer(net: SmoothNet, name: str, value: Any) -> None:
     net.regularizer_ = net._plugin("regularizer")
 
 
-def _uncompiled(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)
+def taken_apart(net: SmoothNet) -> tuple[SmoothNet, Any]:
+    """Give a net with the same settings that only trains, and the compressor; neither fitted.
+
+    The compressor is None where there is none.
+    """
+    settings = net.get_params(deep=False)
+    own = {n: value for n, value in settings.items() if n.partition("__")[0] != "compressor"}
+    return clone(type(net)(**own)), net._plugin("compressor")

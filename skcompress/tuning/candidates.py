@@ -14,6 +14,7 @@ from .. import registry
 from ..errors import EstimatorTypeError
 from .frozen import draw, require_begun
 from .space import choice_of, search_space
+from .training import trainer_of
 from .tree import Tree
 
 
@@ -23,10 +24,16 @@ class Candidates:
 
     one : the estimator; None where the tree chooses it
     tree : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
+    first : the estimator, or the first of several
     """
 
     one: Any
     tree: Tree
+    first: Any
+
+    def label(self, trial: Any) -> Any:
+        """Say which of several a trial chose; None where there is one."""
+        return None if self.one is not None else trial.params["estimator"]
 
     def require_begun(self, study: optuna.Study) -> None:
         """Refuse a study that began with another space, before any trial."""
@@ -39,12 +46,17 @@ class Candidates:
         """
         params = draw(self.tree, trial, "")
         found = params["estimator"] if self.one is None else clone(self.one).set_params(**params)
-        seeds = {
-            name: seed
-            for name, value in found.get_params().items()
-            if value is None and name.rpartition("__")[2] == "random_state"
-        }
-        return found.set_params(**seeds), params
+        return seeded(found, seed), params
+
+
+def seeded(estimator: Any, seed: int) -> Any:
+    """Set every `random_state` in an estimator that is None, and give the estimator."""
+    seeds = {
+        name: seed
+        for name, value in estimator.get_params().items()
+        if value is None and name.rpartition("__")[2] == "random_state"
+    }
+    return estimator.set_params(**seeds)
 
 
 def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Candidates:
@@ -59,17 +71,31 @@ def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Ca
     only, override = _restrictions(space)
     if isinstance(estimator, list | tuple | Mapping):
         several = _labelled(owner, estimator)
-        return Candidates(None, choice_of(several, only, override, with_data=with_data))
+        tree = choice_of(several, only, override, with_data=with_data)
+        return Candidates(None, tree, next(iter(several.values())))
     one = _made(owner, estimator)
-    return Candidates(one, search_space(one, only, override, with_data=with_data))
+    return Candidates(one, search_space(one, only, override, with_data=with_data), one)
+
+
+def trains(owner: str, estimator: Any) -> bool:
+    """Whether what is to be searched trains a network before it compresses it."""
+    several = list(estimator.values()) if isinstance(estimator, Mapping) else estimator
+    each = several if isinstance(several, list | tuple) else [several]
+    found = {trainer_of(owner, one) is not None for one in each}
+    if len(found) > 1:
+        raise InvalidParameterError(
+            f"The 'estimator' parameter of {owner} must be compressors only, or only what trains "
+            f"before it compresses: their data is not the same. Got {estimator!r} instead."
+        )
+    return found == {True}
 
 
 def _restrictions(space: Any) -> tuple[Any, dict[str, Any] | None]:
     """Arguments `only` and `override` of `suggest_params`."""
     if not isinstance(space, Mapping):
         return space, None
-    only = tuple(name for name, value in space.items() if value is ...)
-    return only, {name: value for name, value in space.items() if value is not ...}
+    # All names: a pattern says what is searched as much as what its range is.
+    return tuple(space), {name: value for name, value in space.items() if value is not ...}
 
 
 def _labelled(owner: str, estimators: Any) -> dict[str, Any]:
@@ -94,6 +120,8 @@ def _label(estimator: Any) -> str:
 def _made(owner: str, estimator: Any) -> Any:
     if isinstance(estimator, str):
         return registry.make("compressors", estimator)
-    if isinstance(estimator, type) or not hasattr(estimator, "fit_transform"):
+    if isinstance(estimator, type):
+        raise EstimatorTypeError(owner, estimator)
+    if trainer_of(owner, estimator) is None and not hasattr(estimator, "fit_transform"):
         raise EstimatorTypeError(owner, estimator)
     return estimator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..calibration import batches
 from ..calibration.batches import Batch
 from ..errors import MissingDataError, UnknownNameError
 from ..metrics import count_bytes, count_flops, count_parameters, measure_latency
+from .scoring import Scorer
 
 # Which way is better; what is not maximised is minimised.
 DIRECTIONS = {
@@ -76,7 +77,7 @@ class Meter:
     times : whether latency is measured
     """
 
-    scorer: Callable[[nn.Module, Any], float] | None
+    scorer: Scorer | None
     example: Batch | None
     times: bool
 

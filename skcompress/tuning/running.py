@@ -5,33 +5,38 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import joblib
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import NopPruner
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sklearn.exceptions import FitFailedWarning
 from torch import nn
 
 from ..errors import DenseScoreError
-from ..factorized.reparametrized import copied
 from .evaluation import Evaluation
 from .gate import Gate
 from .objectives import Measurement, Meter
 from .progress import progress
+from .scoring import Scorer
 from .studies import is_finished
 
 _DENSE = "dense"
 
 
 def dense_measurement(
-    study: optuna.Study, meter: Meter, gate: Gate, model: nn.Module
+    study: optuna.Study, meter: Meter, gate: Gate, make: Callable[[], nn.Module]
 ) -> Measurement:
-    """Measure a copy of the uncompressed model, once in a study: all compare with the same."""
+    """Measure the uncompressed network, once in a study: all compare with the same.
+
+    make : gives it; it may be changed
+    """
     known = study.user_attrs.get(_DENSE)
     if known is None:
-        dense = copied(model).eval()
+        dense = make().eval()
         size = meter.size(dense)
         try:
             score = meter.score(dense, FixedTrial({}))
@@ -43,6 +48,16 @@ def dense_measurement(
         # Another process may have written in between: what is there now holds for both.
         known = study.user_attrs[_DENSE]
     return Measurement(**known)
+
+
+def prunes_by_score(study: optuna.Study, objectives: Sequence[str], scorer: Scorer | None) -> bool:
+    """Whether the study's pruner wants scores from amid a trial, and nobody else reports some.
+
+    Optuna prunes studies of one objective, of whose values it takes the reports to be.
+    """
+    if tuple(objectives) != ("score",) or scorer is None or scorer.reports:
+        return False
+    return not isinstance(study.pruner, NopPruner)
 
 
 def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from typing import Any
@@ -19,28 +20,21 @@ from ..calibration import batches
 from ..calibration.outputs import main_output
 from ..errors import MissingValidationError, ScoreError, ValidationShapeError
 
-Scorer = Callable[[nn.Module, Any], float]
 
+@dataclass(frozen=True)
+class Scorer:
+    """Function of a network in eval mode, and of a trial, that gives a finite number.
 
-def make_scorer(owner: str, scoring: Any, validation: Any) -> Scorer:
-    """Give a function of a network in eval mode, and of a trial, that gives a finite number.
-
-    scoring : callable of a model, or of a model and a trial to report to; or the name of a
-        scikit-learn scorer, for `validation`, a pair (inputs, targets)
+    reports : whether it may report to the trial by itself
 
     Whatever goes wrong in it is a ScoreError that says what.
     """
-    if isinstance(scoring, str):
-        score = _named_scorer(owner, scoring, validation)
-    elif _takes_trial(scoring):
-        score = scoring
-    else:
 
-        def score(network: nn.Module, trial: Any) -> Any:
-            return scoring(network)
+    score: Callable[[nn.Module, Any], Any]
+    reports: bool
 
-    def checked(network: nn.Module, trial: Any) -> float:
-        given = score(network, trial)
+    def __call__(self, network: nn.Module, trial: Any) -> float:
+        given = self.score(network, trial)
         try:
             value = float(given)
         except (TypeError, ValueError):
@@ -49,7 +43,18 @@ def make_scorer(owner: str, scoring: Any, validation: Any) -> Scorer:
             raise ScoreError(value)
         return value
 
-    return checked
+
+def make_scorer(owner: str, scoring: Any, validation: Any) -> Scorer:
+    """Understand what people pass as `scoring`.
+
+    scoring : callable of a model, or of a model and a trial to report to; or the name of a
+        scikit-learn scorer, for `validation`, a pair (inputs, targets)
+    """
+    if isinstance(scoring, str):
+        return Scorer(_named_scorer(owner, scoring, validation), reports=False)
+    if _takes_trial(scoring):
+        return Scorer(scoring, reports=True)
+    return Scorer(lambda network, trial: scoring(network), reports=False)
 
 
 def _takes_trial(scoring: Any) -> bool:
@@ -60,7 +65,7 @@ def _takes_trial(scoring: Any) -> bool:
     return "trial" in parameters
 
 
-def _named_scorer(owner: str, scoring: str, validation: Any) -> Scorer:
+def _named_scorer(owner: str, scoring: str, validation: Any) -> Callable[[nn.Module, Any], float]:
     scorer = get_scorer(scoring)
     if validation is None:
         raise MissingValidationError(owner, scoring)

@@ -1,28 +1,21 @@
-"""Searching the parameters of compressors, and how small against how good."""
+"""Searching parameters of compression, and of training before it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from optuna.samplers import BaseSampler
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    InvalidParameterError,
-    StrOptions,
-)
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..calibration import device_of, restored_randomness, same_randomness
-from ..compressors.sharing import Shared, share
+from ..compressors.sharing import Shared
+from ..errors import CalibrationError, NoCompressorError
 from ..protocols import Compressor
 from ..selection import check_model
-from .candidates import Candidates, candidates
+from .candidates import Candidates, candidates, trains
 from .choosing import chosen, completed_rows, front_of
 from .constraints import Constraint, parse_all
 from .evaluation import Evaluation
@@ -30,21 +23,25 @@ from .gate import Gate
 from .identity import described
 from .objectives import Meter, checked_objectives, example_of
 from .progress import quiet
-from .running import dense_measurement, run
+from .running import dense_measurement, prunes_by_score, run
 from .scoring import make_scorer
+from .settings import RULES, check_together
 from .storage import grace_of, open_storage
-from .studies import SAMPLERS, begin, open_study
+from .studies import begin, open_study
+from .training import Training, first_batch, training_pair
 from .trials import TrialTable
 
 
 class CompressionSearch(Compressor):
-    """Searches the parameters of compressors with Optuna, and keeps the best compromises.
+    """Searches parameters with Optuna, of compression and training: keeps the best compromises.
 
     Parameters
     ----------
     estimator : estimator, str, or several
-        What compresses: a compressor, a `Pipeline` of them, or a registered name. A list, or
-        a mapping of label -> estimator: the choice between them is searched too.
+        What compresses: a compressor, a `Pipeline` of them, or a registered name. What trains
+        first: a `SmoothClassifier` or `SmoothRegressor` without `module`, with a compressor
+        inside, or as first step of a Pipeline with compressors behind it. A list, or a mapping
+        of label -> estimator: the choice between them is searched too.
     space : None, names, or mapping
         What is searched. None: all that the estimators declare. Names or glob patterns: those
         only. A mapping of name -> range (`skcompress.spaces`), list of choices, or fixed value:
@@ -67,7 +64,10 @@ class CompressionSearch(Compressor):
     sampler : {"tpe", "nsgaii", "random"}, Optuna sampler or None
         Draws the parameters; None for "tpe".
     pruner : Optuna pruner or None
-        Stops trials that `scoring` reports on, with one objective.
+        Stops trials that `scoring` reports on, with one objective; None for the median of
+        others. Where the estimator trains and "score" is the objective, what the network would
+        score, compressed, is reported after each epoch, unless `scoring` reports by itself or
+        this is a `NopPruner`.
     storage : str, Optuna storage or None
         Where the study is kept, see `tuning.storage.open_storage`: in memory, or by a URL in a
         database such as "sqlite:///study.db" or "postgresql://host/name", which other processes
@@ -86,8 +86,10 @@ class CompressionSearch(Compressor):
         What results have to meet: "score >= dense - 0.01", "n_parameters <= 0.3 * dense",
         "latency <= 0.002". `dense` is what the uncompressed model has.
     cache_memory : float, default=2 GiB
-        Bytes for what trials have in common: factorisations of weights, statistics of inputs.
-        Computed once, and let go at the end of `fit`.
+        Bytes for what trials have in common: factorisations of weights, statistics of inputs,
+        trained networks with their optimizers. Computed once, and let go at the end of `fit`.
+        A trial whose settings of the training are those of an earlier one does not train; the
+        chosen one trains again, with its `random_state`, if its network is not kept.
     verbose : bool or int
         1 shows a progress bar, 2 Optuna's own messages too.
 
@@ -98,11 +100,15 @@ class CompressionSearch(Compressor):
     pareto_front_ : TrialTable, the trials that meet the constraints and that no other one
         beats, best first by the first objective; prints as a table, `to_pandas()`
     trials_ : TrialTable of all completed trials
-    dense_ : Measurement of the uncompressed model
+    dense_ : Measurement of the uncompressed model; where the estimator trains, of what it
+        trains as it was given, before compression
     constraints_ : tuple of Constraint, as they were understood
     best_trial_ : Row of `pareto_front_` that was chosen
     best_params_ : dict, what was set on the estimator; of several, {"estimator": it}
-    best_compressor_ : the estimator with these, fitted
+    best_estimator_ : the estimator with these, fitted; a `SmoothClassifier` predicts
+    best_compressor_ : what compresses in it, fitted: the same where nothing is trained; None
+        where nothing compresses
+    best_dense_model_ : the trained network that was compressed, where the estimator trains
     best_model_ : torch.nn.Module
 
     Examples
@@ -121,7 +127,8 @@ class CompressionSearch(Compressor):
     Raises
     ------
     UnknownNameError, ConstraintError : an objective or a constraint that is none
-    MissingValidationError, MissingDataError : what a setting needs, and is not there
+    MissingValidationError, MissingDataError, TrainingDataError : what a setting needs, and is
+        not there
     DenseScoreError : `scoring` fails for the uncompressed model already
     StorageError, StudyMismatchError, SpaceChangedError : a study that cannot be opened, or was
         begun with something else
@@ -134,25 +141,7 @@ class CompressionSearch(Compressor):
     al. 2002, IEEE Trans. Evol. Comput. 6 (NSGA-II).
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "objectives": [str, list, tuple],
-        "scoring": [None, str, callable],
-        "n_trials": [None, Interval(Integral, 1, None, closed="left")],
-        "timeout": [None, Interval(Real, 0, None, closed="neither")],
-        "sampler": [None, StrOptions(set(SAMPLERS)), BaseSampler],
-        "pruner": [None, HasMethods("prune")],
-        "study_name": [None, str],
-        "n_jobs": [
-            None,
-            Interval(Integral, 1, None, closed="left"),
-            Interval(Integral, None, -1, closed="right"),
-        ],
-        "random_state": ["random_state"],
-        "refit": [StrOptions({"best", "knee"}), callable],
-        "constraints": [None, str, list, tuple],
-        "cache_memory": [Interval(Real, 0, None, closed="left")],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints: ClassVar[dict[str, Any]] = RULES
 
     def __init__(
         self,
@@ -192,12 +181,22 @@ class CompressionSearch(Compressor):
         self.verbose = verbose
 
     def fit(
-        self, model: nn.Module, data: object = None, validation: object = None
+        self,
+        model: nn.Module,
+        data: object = None,
+        validation: object = None,
+        calibration: object = None,
     ) -> CompressionSearch:
         """Search, and build the chosen compromise; `model` stays as it is.
 
-        data : unlabelled inputs that the compressors are fitted with, as they take it
+        model : the network to compress; where the estimator trains, the one whose weights
+            every training begins with
+        data : unlabelled inputs that the compressors are fitted with, as they take it. Where the
+            estimator trains: what it trains on, (inputs, targets) as `SmoothClassifier.fit`
+            takes them, or a torch Dataset of such pairs
         validation : (inputs, targets) for a scorer that is given by name
+        calibration : where the estimator trains, the unlabelled inputs for its compressors; None
+            for the weights alone
         """
         self._validate_params()
         owner = type(self).__name__
@@ -208,50 +207,52 @@ class CompressionSearch(Compressor):
         scorer = None
         if self.scoring is not None:
             scorer = make_scorer(owner, self.scoring, validation)
-        self._check_together(wanted)
+        check_together(owner, self, wanted)
         inputs = validation[0] if isinstance(validation, tuple | list) and validation else None
+        pair = None
+        sources = [data, inputs]
+        if trains(owner, self.estimator):
+            pair, data = training_pair(owner, data), calibration
+            sources = [calibration, inputs, first_batch(pair[0])]
+        elif calibration is not None:
+            raise CalibrationError(owner)
         with same_randomness(device_of(model)):  # from which a DataLoader draws
-            example = example_of(owner, wanted, (data, inputs), model)
+            example = example_of(owner, wanted, sources, model)
         meter = Meter(scorer, example, "latency" in wanted)
         searched = candidates(owner, self.estimator, self.space, with_data=data is not None)
         with quiet(int(self.verbose)), restored_randomness(device_of(model)):
-            self._search(model, data, searched, meter, objectives, constraints)
+            self._search(model, data, pair, searched, meter, objectives, constraints)
         return self
 
     def transform(self, model: nn.Module) -> nn.Module:
         """Compress `model`, the fitted one or a later one, with the chosen compressor."""
-        check_is_fitted(self, "best_compressor_")
-        return self.best_compressor_.transform(model)  # type: ignore[no-any-return]
+        return self._compressor().transform(model)  # type: ignore[no-any-return]
 
     def fit_transform(  # type: ignore[override]
-        self, model: nn.Module, data: object = None, validation: object = None
+        self,
+        model: nn.Module,
+        data: object = None,
+        validation: object = None,
+        calibration: object = None,
     ) -> nn.Module:
         """`fit`, then `best_model_`."""
-        return self.fit(model, data, validation).best_model_
+        return self.fit(model, data, validation, calibration).best_model_
 
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give back dense layers, where the chosen compressor can."""
-        check_is_fitted(self, "best_compressor_")
-        return self.best_compressor_.inverse_transform(model)  # type: ignore[no-any-return]
+        return self._compressor().inverse_transform(model)  # type: ignore[no-any-return]
 
-    def _check_together(self, wanted: set[str]) -> None:
-        """Refuse settings that leave each other without sense."""
-        owner = type(self).__name__
-        if self.n_trials is None and self.timeout is None:
-            raise InvalidParameterError(
-                f"The 'n_trials' parameter of {owner} must be an int where there is no timeout: "
-                "the search would never end. Got None instead."
-            )
-        if self.scoring is None and "score" in wanted:
-            raise InvalidParameterError(
-                f"The 'scoring' parameter of {owner} must be a callable or a name, since the "
-                "score is an objective or in a constraint. Got None instead."
-            )
+    def _compressor(self) -> Any:
+        check_is_fitted(self, "best_compressor_")
+        if self.best_compressor_ is None:
+            raise NoCompressorError(type(self).__name__)
+        return self.best_compressor_
 
     def _search(
         self,
         model: nn.Module,
         data: object,
+        pair: tuple[Any, Any] | None,
         searched: Candidates,
         meter: Meter,
         objectives: Sequence[str],
@@ -277,7 +278,7 @@ class CompressionSearch(Compressor):
         searched.require_begun(study)
         self.study_, self.constraints_ = study, constraints
         gate = Gate()
-        self.dense_ = dense_measurement(study, meter, gate, model)
+        shared = Shared(self.cache_memory)
         evaluation = Evaluation(
             model=model,
             data=data,
@@ -286,10 +287,13 @@ class CompressionSearch(Compressor):
             constraints=constraints,
             meter=meter,
             gate=gate,
-            dense=self.dense_,
             seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) // 2,
-            shared=Shared(self.cache_memory),
+            shared=shared,
+            training=None if pair is None else Training(model, *pair, shared),
+            watched=prunes_by_score(study, objectives, scorer=meter.scorer),
         )
+        self.dense_ = dense_measurement(study, meter, gate, evaluation.uncompressed)
+        evaluation.dense = self.dense_
         run(
             study, evaluation, n_trials=self.n_trials, timeout=self.timeout, n_jobs=self.n_jobs,
             verbose=self.verbose, grace=grace_of(storage),
@@ -299,6 +303,10 @@ class CompressionSearch(Compressor):
         front = front_of(rows, objectives, constraints, self.dense_)
         self.pareto_front_ = TrialTable(front, self.dense_)
         self.best_trial_ = chosen(self.pareto_front_, objectives, self.refit)
-        compressor, self.best_params_ = evaluation.estimator(study.trials[self.best_trial_.number])
-        self.best_model_ = compressor.fit_transform(model, data)
-        self.best_compressor_ = share(compressor, None)
+        trial = study.trials[self.best_trial_.number]
+        _, self.best_params_ = evaluation.estimator(trial)
+        best = evaluation.rebuilt(trial)
+        self.best_estimator_, self.best_model_ = best.estimator, best.model
+        self.best_compressor_ = best.compressor
+        if pair is not None:
+            self.best_dense_model_ = best.dense

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ..errors import StorageError
+from .journal import Journal
 
 # What installs the driver of a database that is reached by its plain name.
 _DRIVERS = {
@@ -24,6 +25,12 @@ _DRIVERS = {
 }
 _JOURNAL = "journal:///"
 _ATTEMPTS = 6
+# As `RDBStorage` calls what it does with killed trials; renamed in Optuna 4.9.
+_CALLBACK = (
+    "heartbeat_stale_trial_callback"
+    if hasattr(optuna.storages, "RetryHeartbeatStaleTrialCallback")
+    else "failed_trial_callback"
+)
 
 
 def open_storage(
@@ -39,14 +46,14 @@ def open_storage(
         machine, "postgresql://user:password@host/database" for many machines, anything else
         that SQLAlchemy has a driver for; "journal:///folder/study.log" for a file that machines
         share; or an Optuna storage, which is taken as it is
-    heartbeat : seconds between the signs of life of a running trial, in a database
+    heartbeat : seconds between the signs of life of a running trial
     grace : seconds without one after which a trial counts as killed; None for four heartbeats.
         Whichever worker begins a trial next then puts its parameters into the queue again.
     max_retry : how often
 
-    A database has to be reachable now. A file has no heartbeat: a trial that is killed there
-    stays "running", and its parameters are not tried again. So does, anywhere, the empty row of a
-    trial that is killed before its first sign of life, when it has no parameters yet.
+    A database has to be reachable now. The row of a trial that is killed before its first sign of
+    life, when it has no parameters yet, stays "running". So do killed trials of Optuna's own
+    `JournalStorage`, which knows no signs of life; see `journal.Journal`.
 
     A URL that is none, a missing driver and a server that does not answer are a
     `skcompress.errors.StorageError`, which never shows a password.
@@ -65,7 +72,8 @@ def open_storage(
         raise StorageError(f"{storage!r}", "it is neither a URL nor an Optuna storage")
     try:
         if storage.startswith(_JOURNAL):
-            return _journal(storage.removeprefix(_JOURNAL))
+            file = optuna.storages.journal.JournalFileBackend(storage.removeprefix(_JOURNAL))
+            return Journal(file, heartbeat, grace or 4 * heartbeat, _retry(max_retry))
         return _database(make_url(storage), heartbeat, grace, max_retry)
     except Exception as error:
         raise _explained(storage, error) from error
@@ -78,11 +86,6 @@ def grace_of(storage: BaseStorage) -> float | None:
         return None
     # Seconds are counted by the server, and the last sign of life may be as old as one interval.
     return float((getattr(storage, "grace_period", None) or 2 * interval) + interval + 1)
-
-
-def _journal(path: str) -> BaseStorage:
-    journal = optuna.storages.journal
-    return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
 
 
 def _database(url: URL, heartbeat: int, grace: int | None, max_retry: int) -> BaseStorage:
@@ -110,7 +113,7 @@ def _database(url: URL, heartbeat: int, grace: int | None, max_retry: int) -> Ba
                     engine_kwargs=dict(settings),
                     heartbeat_interval=heartbeat,
                     grace_period=grace or 4 * heartbeat,
-                    **_retry(max_retry),
+                    **{_CALLBACK: _retry(max_retry)},
                 )
         except DBAPIError as error:
             # Of workers that begin together with an empty database, each makes its tables.
@@ -120,13 +123,14 @@ def _database(url: URL, heartbeat: int, grace: int | None, max_retry: int) -> Ba
     raise AssertionError("never reached")
 
 
-def _retry(max_retry: int) -> dict[str, Any]:
-    """Give the argument of `RDBStorage` that puts killed trials into the queue again."""
+def _retry(max_retry: int) -> Any:
+    """Give what puts killed trials into the queue again."""
     storages = optuna.storages
-    if hasattr(storages, "RetryHeartbeatStaleTrialCallback"):  # since Optuna 4.9
-        callback = storages.RetryHeartbeatStaleTrialCallback(max_retry=max_retry)
-        return {"heartbeat_stale_trial_callback": callback}
-    return {"failed_trial_callback": storages.RetryFailedTrialCallback(max_retry=max_retry)}
+    if _CALLBACK == "failed_trial_callback":
+        return storages.RetryFailedTrialCallback(max_retry=max_retry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return storages.RetryHeartbeatStaleTrialCallback(max_retry=max_retry)
 
 
 def _explained(url: str, error: Exception) -> StorageError:

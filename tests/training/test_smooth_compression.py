@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from skorch.callbacks import Callback, Checkpoint
 from smooth_cases import Convolutional, curve, digits, weights
@@ -216,3 +217,22 @@ def test_a_regressor_is_compressed():
     )
     assert count_parameters(net.module_) <= 0.3 * count_parameters(net.dense_module_)
     assert net.score(inputs, targets) > 0.9
+
+
+def test_compress_does_nothing_but_to_compress():
+    net = classifier(max_epochs=2).fit(X, Y)
+    dense, history = weights(net.dense_module_), len(net.history)
+    net.set_params(compressor__rank=0.2).compress()
+    alone = SVDCompressor(rank=0.2).fit_transform(net.dense_module_)
+    assert torch.equal(weights(net.module_), weights(alone))
+    inputs = torch.from_numpy(X[:50])
+    net.compress(inputs)
+    alone = SVDCompressor(rank=0.2).fit_transform(net.dense_module_, inputs)
+    assert torch.equal(weights(net.module_), weights(alone))
+    assert torch.equal(weights(net.dense_module_), dense)
+    assert len(net.history) == history
+    net.set_params(compressor="tucker", compressor__rank=0.5).compress()
+    assert isinstance(net.compressor_, TuckerCompressor)
+    bare = classifier(compressor=None, max_epochs=1)
+    with pytest.raises(NotFittedError):
+        bare.compress()

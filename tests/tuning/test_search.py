@@ -40,6 +40,7 @@ def test_rows_are_what_was_measured(found):
         assert row.found.score == closeness(small)
         assert row.found.n_parameters == count_parameters(small)
         assert row.found.bytes == count_bytes(small)
+        assert trial.user_attrs["ranks"] == SVDCompressor(**row.params).fit(MODEL).ranks_
         assert row.seconds > 0
         assert row.found.latency is row.found.flops is None  # there is nothing to run it on
 
@@ -107,6 +108,16 @@ def test_model_and_randomness_stay_as_they_were():
     with pytest.raises(ValueError, match="disk full"):
         search(scoring=failing).fit(model)
     check_untouched("after an error", model, before)
+
+
+def test_patterns_with_ranges_are_searched():
+    several = {"svd": SVDCompressor(), "tucker": TuckerCompressor()}
+    space = {"*rank": FloatRange(0.5, 0.6), "*.scheme": "output"}
+    one = search(estimator=several, space=space, sampler="random", n_trials=8).fit(MODEL)
+    names = {name for trial in one.study_.trials for name in trial.params}
+    assert names == {"estimator", "estimator.svd.rank", "estimator.tucker.rank"}
+    ranks = [v for row in one.trials_ for n, v in row.params.items() if n != "estimator"]
+    assert all(0.5 <= rank <= 0.6 for rank in ranks)
 
 
 @pytest.mark.parametrize("sampler", [None, "nsgaii", "random"])

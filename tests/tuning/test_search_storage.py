@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -62,8 +67,9 @@ def test_a_resumed_study_continues_alike(tmp_path):
     assert params(tmp_path / "a") == params(tmp_path / "b")
 
 
-def test_a_killed_trial_does_not_count(tmp_path):
-    storage = open_storage(sqlite(tmp_path), heartbeat=1, grace=1)
+@pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "journal:///{}/study.log"])
+def test_a_killed_trial_does_not_count(tmp_path, kind):
+    storage = open_storage(kind.format(tmp_path), heartbeat=1, grace=1)
     given = {"storage": storage, "study_name": "mine"}
     study = search(**given, n_trials=2).fit(MODEL).study_
     study.ask()  # and never told
@@ -71,6 +77,44 @@ def test_a_killed_trial_does_not_count(tmp_path):
     states = [trial.state for trial in study.trials]
     assert states.count(TrialState.COMPLETE) == 4
     assert len(states) == 5
+
+
+KILLED = """
+import os, signal, sys
+from search_cases import MODEL, closeness, search
+from skcompress.tuning.storage import open_storage
+
+calls = []
+
+
+def scoring(network):
+    calls.append(1)
+    if len(calls) == 3:  # of the second trial; the first call is for the uncompressed network
+        os.kill(os.getpid(), signal.SIGKILL)
+    return closeness(network)
+
+
+storage = open_storage(sys.argv[1], heartbeat=0.2, grace=1)
+search(storage=storage, study_name="mine", scoring=scoring).fit(MODEL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_a_killed_process_was_at_is_done_again_from_a_journal(tmp_path):
+    url = f"journal:///{tmp_path}/study.log"
+    command = [sys.executable, "-c", KILLED, url]
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests / "tuning"), *sys.path])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == -9
+    storage = open_storage(url, heartbeat=0.2, grace=1)
+    found = search(storage=storage, study_name="mine", n_trials=4).fit(MODEL)
+    trials = found.study_.trials
+    assert [t.state.name for t in trials][:2] == ["COMPLETE", "FAIL"]
+    assert [t.state for t in trials].count(TrialState.COMPLETE) >= 4
+    (again,) = (t for t in trials if t.system_attrs.get("failed_trial") == 1)
+    assert again.params == trials[1].params
+    assert again.state == TrialState.COMPLETE
 
 
 def test_a_trial_that_others_took_for_killed_is_dropped(tmp_path):

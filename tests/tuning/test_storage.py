@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -39,6 +41,52 @@ def test_a_trial_without_signs_of_life_is_tried_again(tmp_path):
             break
     (retry,) = (t for t in study.trials if t.system_attrs.get("failed_trial") == killed.number)
     assert (retry.params, retry.state) == ({"x": x}, TrialState.COMPLETE)
+
+
+def test_killed_trials_of_a_journal_are_tried_again(tmp_path):
+    url = f"journal:///{tmp_path}/study.log"
+
+    def opened():
+        """As by another process."""
+        storage = open_storage(url, heartbeat=0.05, grace=0.4)
+        return optuna.create_study(storage=storage, study_name="a", load_if_exists=True)
+
+    study, others = opened(), opened()
+    killed = study.ask()
+    x = killed.suggest_float("x", 0, 1)
+    study._storage.record_heartbeat(killed._trial_id)
+    never_seen = study.ask()
+
+    def slow(trial):
+        """Takes longer than the grace period, and gives signs meanwhile."""
+        time.sleep(0.6)
+        return trial.suggest_float("x", 0, 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        alive = pool.submit(others.optimize, slow, n_trials=1)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+            if study.trials[killed.number].state == TrialState.FAIL and alive.done():
+                break
+            time.sleep(0.02)
+        alive.result()
+    trials = study.trials
+    assert [t.number for t in trials if t.state == TrialState.FAIL] == [killed.number]
+    (retry,) = (t for t in trials if t.system_attrs.get("failed_trial") == killed.number)
+    assert (retry.params, retry.state) == ({"x": x}, TrialState.COMPLETE)
+    running = [t.number for t in trials if t.state == TrialState.RUNNING]
+    assert running == [never_seen.number]  # of whom nobody can tell
+
+
+def test_a_trial_that_is_over_gives_no_sign(tmp_path):
+    storage = open_storage(f"journal:///{tmp_path}/study.log")
+    study = optuna.create_study(storage=storage)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        trial = study.ask()
+    study.tell(trial, 1.0)
+    storage.record_heartbeat(trial._trial_id)
+    assert study.trials[0].value == 1.0
 
 
 @pytest.mark.parametrize(
