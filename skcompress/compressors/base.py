@@ -45,7 +45,7 @@ from .comparing import Comparison
 from .factorizing import FactorizedSite, factorize_sites
 from .fitting import Fitting, Outcome, set_norms, trimmed
 from .importance import TRIED_ON, importances
-from .pivoting import prefer_pivots
+from .pivoting import NO_SPARSE, prefer_pivots, storable
 from .planning import (
     asked_ranks,
     compare_to_plan,
@@ -351,14 +351,21 @@ class FactorizingCompressor(Compressor):
 
         def compete(site: Site) -> list[Decomposition]:
             able = self._competing(decompositions, site.slot.shape[1:])
-            return prefer_pivots(able, decompositions, site)
+            return prefer_pivots(storable(able, site), decompositions, site)
 
         if given is not None:
             fisher, asked = self.metric == "fisher", asked_ranks(self.rank)
-            return regress_sites(
+            found = regress_sites(
                 model, sites, given, compete, self.device, self.verbose, fisher=fisher, asked=asked
             )
-        return factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
+        else:
+            found = factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
+        return [
+            replace(known, reason=NO_SPARSE)
+            if not compete(site) and self._competing(decompositions, known.shape)
+            else known
+            for site, known in zip(sites, found, strict=True)
+        ]
 
     def _results(self) -> Shared:
         """What this fit shares: with others, with earlier ones of its own, or nothing."""
