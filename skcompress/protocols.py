@@ -13,6 +13,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,12 +67,12 @@ class Sparse:
     @staticmethod
     def index_dtype(shape: Sequence[int]) -> torch.dtype:
         """Give the smaller of the two integers that can count the numbers of a weight."""
-        return torch.int32 if np.prod(shape, dtype=np.int64) < 2**31 else torch.int64
+        return torch.int32 if prod(shape) < 2**31 else torch.int64
 
     @property
     def weight(self) -> Tensor:
         """All of the weight, with its zeros; differentiable in `values`."""
-        zeros = self.values.new_zeros(int(np.prod(self.shape, dtype=np.int64)))
+        zeros = self.values.new_zeros(prod(self.shape))
         return zeros.scatter(0, self.positions.long(), self.values).reshape(self.shape)
 
 

@@ -224,8 +224,8 @@ class LowRankSparse(Decomposition):
         if not n_kept:
             return LowRankSparseFactorization([Piece(None, low_rank(wanted))], self.scheme, total)
         pieces = []
-        for rank in ranks:
-            found = take_turns(goal, rank, n_kept, self.n_iter).reshape(wanted.shape)
+        for sparse_term in take_turns(goal, ranks, n_kept, self.n_iter):
+            found = sparse_term.reshape(wanted.shape)
             # So many numbers are stored, although some of them may be zero.
             sparse = Sparse.of(found, keep_largest(found.abs(), n_kept))
             pieces.append(Piece(sparse, low_rank(wanted - found)))

@@ -74,7 +74,7 @@ class SparseConv(SparseTerm):
 
     @property
     def weight(self) -> Tensor:
-        weight = super().weight
+        weight = self._placed()
         return _swap_channels(weight, self.groups) if self.transposed else weight
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
