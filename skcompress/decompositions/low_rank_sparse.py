@@ -153,7 +153,7 @@ class LowRankSparse(Decomposition):
     >>> weight = torch.outer(torch.arange(20.0), torch.ones(30))
     >>> weight[3, 7] = 90.0  # an outlier, which would take a rank of its own
     >>> curve = LowRankSparse(density=0.01).factorize(weight).curve
-    >>> int(curve.costs[0]), bool(curve.errors[0] < 1e-3)  # of rank 1
+    >>> int(curve.costs[0]), bool(curve.errors[0] < 1e-4 * curve.total)  # of rank 1
     (56, True)
     """
 

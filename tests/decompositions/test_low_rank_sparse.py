@@ -223,8 +223,16 @@ def make_model():
     "low_rank_sparse",
     ["svd", "low_rank_sparse", LowRankSparse(density=0.03), "spatial_svd"],
 ])  # fmt: skip
-@pytest.mark.parametrize("settings", [{}, {"pivot": True}, {"fold_norm": True}, {"rank": 3},
-                                      {"metric": "fisher", "reconstruction": "independent"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"pivot": True},
+        {"fold_norm": True},
+        {"rank": 3},
+        {"metric": "fisher", "reconstruction": "independent"},
+    ],
+)
 def test_budgets_are_exact(decomposition, settings):
     model, images = make_model(), random(32, 3, 8, 8, dtype=torch.float32)
     fitted = LowRankCompressor(decomposition, **{"rank": 0.4, **settings}).fit(model, images)
