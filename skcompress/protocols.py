@@ -13,6 +13,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,16 +45,51 @@ class Pivots:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """A weight that is zero but for some numbers, which alone are stored.
+
+    values : Tensor of shape (n,)
+    positions : int32 or int64 Tensor of shape (n,), where in the flattened weight they are,
+        all different
+    shape : (out, in / groups, *kernel) of the weight
+    """
+
+    values: Tensor
+    positions: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weight: Tensor, kept: Tensor) -> Sparse:
+        """Store the numbers of `weight` that `kept`, a bool tensor of its shape, marks."""
+        positions, shape = kept.flatten().nonzero()[:, 0], tuple(weight.shape)
+        return cls(weight.flatten()[positions], positions.to(cls.index_dtype(shape)), shape)
+
+    @staticmethod
+    def index_dtype(shape: Sequence[int]) -> torch.dtype:
+        """Give the smaller of the two integers that can count the numbers of a weight."""
+        return torch.int32 if prod(shape) < 2**31 else torch.int64
+
+    @property
+    def weight(self) -> Tensor:
+        """All of the weight, with its zeros; differentiable in `values`."""
+        zeros = self.values.new_zeros(prod(self.shape))
+        return zeros.scatter(0, self.positions.long(), self.values).reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class Stage:
     """Shape of one factor: a convolution kernel, or a matrix where there is no kernel.
 
     shape : (out, in / groups, *kernel), as `torch.nn.Conv2d.weight` has it, of what is stored
     pivots : the axis of its `Pivots`; None for a factor that is stored as it is
+    sparse : for a `Sparse` term, which is added to the product of the factors, the shape of its
+        weight; `shape` is (n,) then, of its values. None for a factor.
     """
 
     shape: tuple[int, ...]
     groups: int = 1
     pivots: int | None = None
+    sparse: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -63,17 +99,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Factors:
-    """A weight of shape (out, in, *kernel) as a chain of smaller ones.
+    """A weight of shape (out, in, *kernel) as a chain of smaller ones, and what is added to it.
 
     `tensors[0]` is applied to the input first. Each is of shape
     (out_j, in_j / groups_j, *kernel_j); along every kernel axis at most one of them is
     longer than 1, so that stride, padding and dilation of that axis belong to it.
-    `pivots`, empty or one for each of them, says of which a part is left out.
+    `pivots`, empty or one for each of them, says of which a part is left out. `sparse`, of the
+    whole weight's shape, is added to their product; None for nothing.
     """
 
     tensors: tuple[Tensor, ...]
     groups: tuple[int, ...]
     pivots: tuple[Pivots | None, ...] = ()
+    sparse: Sparse | None = None
 
     @property
     def every_pivots(self) -> tuple[Pivots | None, ...]:
@@ -82,9 +120,24 @@ class Factors:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The shapes alone."""
+        """The shapes alone, that of the sparse term last."""
         parts = zip(self.tensors, self.groups, self.every_pivots, strict=True)
-        return tuple(Stage(tuple(t.shape), g, None if p is None else p.axis) for t, g, p in parts)
+        chain = tuple(Stage(tuple(t.shape), g, None if p is None else p.axis) for t, g, p in parts)
+        if self.sparse is None:
+            return chain
+        return (*chain, Stage(tuple(self.sparse.values.shape), sparse=self.sparse.shape))
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """Everything that holds numbers of the weight: one tensor for each of the stages."""
+        return self.tensors if self.sparse is None else (*self.tensors, self.sparse.values)
+
+    def holding(self, stored: Sequence[Tensor]) -> Factors:
+        """Give the same with other tensors, of the same shapes, for those that are `stored`."""
+        if self.sparse is None:
+            return replace(self, tensors=tuple(stored))
+        *tensors, values = stored
+        return replace(self, tensors=tuple(tensors), sparse=replace(self.sparse, values=values))
 
 
 @dataclass(frozen=True)
@@ -188,6 +241,14 @@ class Metric:
             energy=self.energy + size * float(self.seen(matrix).square().sum()),
         )
 
+    def less(self, weight: Tensor) -> Metric:
+        """Metric of what is left to be given, y - weight x, once `weight` gives its part."""
+        matrix = weight.flatten(1).to(self.gram)
+        given = matrix @ self.gram
+        twice = self.seen(2 * self.cross - given)
+        energy = self.energy - float((twice * self.seen(matrix)).sum())
+        return replace(self, cross=self.cross - given, energy=energy)
+
     def seen(self, outputs: Tensor) -> Tensor:
         """Give R outputs, for outputs (out, any)."""
         if self.output is None:
@@ -232,6 +293,8 @@ class Factorization(ABC):
 class Decomposition(BaseEstimator, ABC):
     """Cuts a weight of shape (out, in, *kernel) into a chain of smaller ones.
 
+    A sparse term may be added to their product; `adds_sparse` says so beforehand.
+
     It sees tensors, never modules: groups, tied weights, half precision and the layers
     that hold the factors are the caller's business. `weight` is a finite floating
     tensor without gradient in float32 or float64 on any device, possibly non-contiguous.
@@ -244,6 +307,11 @@ class Decomposition(BaseEstimator, ABC):
     def scheme(self) -> str:
         """Short name that the report shows."""
         return type(self).__name__.lower()
+
+    @property
+    def adds_sparse(self) -> bool:
+        """Whether its factors have a sparse term, which not every kind of layer takes."""
+        return False
 
     def unsupported(self, shape: Sequence[int]) -> str | None:
         """Say why a weight of this shape cannot be cut up this way; None if it can."""
@@ -262,9 +330,16 @@ class Decomposition(BaseEstimator, ABC):
         """
         raise NotImplementedError
 
+    def regress_at(self, weight: Tensor, metric: Metric, rank: Rank) -> Factorization:
+        """`regress` for one rank alone. To be written where that is much cheaper."""
+        return self.regress(weight, metric).trim(rank)
+
     @abstractmethod
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
-        """Shapes of the factors of a weight of `shape` at `rank`, without computing them."""
+        """Shapes of the factors of a weight of `shape` at `rank`, without computing them.
+
+        One for each of `Factors.stored`, in that order.
+        """
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def count_stages(
 def _parameters_of(stages: Sequence[Stage]) -> Factors:
     """Factors without values, as parameters."""
     empty = empty_factors(stages, torch.float32, "meta")
-    return replace(empty, tensors=tuple(_parameter(t.shape) for t in empty.tensors))
+    return empty.holding([_parameter(t.shape) for t in empty.stored])
 
 
 def _parameter(shape: Sequence[int]) -> nn.Parameter:

@@ -41,11 +41,10 @@ from .checks import (
     seeded,
     uses_data,
 )
-from .comparing import Comparison
+from .choosing import best_outcome
 from .factorizing import FactorizedSite, factorize_sites
-from .fitting import Fitting, Outcome, set_norms, trimmed
-from .importance import TRIED_ON, importances
-from .pivoting import prefer_pivots
+from .fitting import Fitting, set_norms, trimmed
+from .pivoting import NO_SPARSE, prefer_pivots, storable
 from .planning import (
     asked_ranks,
     compare_to_plan,
@@ -226,7 +225,18 @@ class FactorizingCompressor(Compressor):
         if counted is not None:
             work = workload(selection.sites, sites, decompositions, *counted)
         fitting = Fitting(model, selection, sites, decompositions, given, work, self.device)
-        outcome, divergence, measured = self._best_outcome(fitting, steps)
+        outcome, divergence, measured = best_outcome(
+            fitting,
+            steps,
+            self.rank,
+            rank_allocation(owner, self.allocation),
+            sensitivity=self.sensitivity,
+            sequential=self.reconstruction != "independent",
+            dense=self.refit_dense,
+            recalibrate=self.recalibrate_norm,
+            measure=self.measure,
+            verbose=self.verbose,
+        )
 
         plan: Plan = outcome.plan
         self.plan_ = plan
@@ -302,44 +312,6 @@ class FactorizingCompressor(Compressor):
         set_norms(result, self._norms)
         return result
 
-    def _best_outcome(
-        self, fitting: Fitting, steps: Steps
-    ) -> tuple[Outcome, float | None, dict[str, float]]:
-        """Give what loses least of the network's outputs, how much that is, and of each layer's."""
-        allocation = rank_allocation(type(self).__name__, self.allocation)
-        given = fitting.calibration
-        if given is None:
-            with steps("allocate"):
-                return fitting.outcome(self.rank, allocation), None, {}
-
-        def closest(
-            fitting: Fitting, tried: Sequence[Mapping[str, float]], **settings: Any
-        ) -> tuple[Outcome, float | None, dict[str, float]]:
-            needed = self.sensitivity == "auto"
-            comparison = Comparison(fitting, steps=steps, needed=needed, **settings)
-            sequential = self.reconstruction != "independent"
-            for importance in tried:
-                with steps("reconstruct" if sequential else "allocate"):
-                    outcome = fitting.outcome(
-                        self.rank,
-                        allocation,
-                        importance,
-                        sequential=sequential,
-                        dense=self.refit_dense,
-                        verbose=self.verbose,
-                    )
-                comparison.add(outcome)
-            return comparison.best()
-
-        tried: list[Mapping[str, float]]
-        tried = list(importances(fitting.sites, self.sensitivity))
-        part = given.part(TRIED_ON) if len(tried) > 1 else given
-        if part is not given:
-            on_part = replace(fitting, calibration=part)
-            outcome, *_ = closest(on_part, tried, recalibrate=False, measure=False)
-            tried = [outcome.importance]
-        return closest(fitting, tried, recalibrate=self.recalibrate_norm, measure=self.measure)
-
     def _factorized_sites(
         self,
         model: nn.Module,
@@ -352,14 +324,21 @@ class FactorizingCompressor(Compressor):
 
         def compete(site: Site) -> list[Decomposition]:
             able = self._competing(decompositions, site.slot.shape[1:])
-            return prefer_pivots(able, decompositions, site)
+            return prefer_pivots(storable(able, site), decompositions, site)
 
         if given is not None:
             asked = asked_ranks(self.rank)
-            return regress_sites(
+            found = regress_sites(
                 model, sites, given, compete, self.device, self.verbose, asked=asked
             )
-        return factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
+        else:
+            found = factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
+        return [
+            replace(known, reason=NO_SPARSE)
+            if not compete(site) and self._competing(decompositions, known.shape)
+            else known
+            for site, known in zip(sites, found, strict=True)
+        ]
 
     def _results(self) -> Shared:
         """What this fit shares: with others, with earlier ones of its own, or nothing."""

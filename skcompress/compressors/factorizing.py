@@ -247,10 +247,14 @@ def stage_parameters(
         if known is not None and known.means is not None:
             offset = missing_mean([multiply_out(f) for f in made], *known.means)
         factors = merge_groups(made)
-    tensors = [t.to(stored).contiguous() for t in factors.tensors]
-    pivots = [p and replace(p, order=p.order.to(stored.device)) for p in factors.pivots]
-    parameters = tuple(nn.Parameter(t, trained) for t in tensors)
-    return replace(factors, tensors=parameters, pivots=tuple(pivots)), offset
+    held = factors.holding(
+        [nn.Parameter(t.to(stored).contiguous(), trained) for t in factors.stored]
+    )
+    pivots = tuple(p and replace(p, order=p.order.to(stored.device)) for p in held.pivots)
+    sparse = held.sparse
+    if sparse is not None:
+        sparse = replace(sparse, positions=sparse.positions.to(stored.device))
+    return replace(held, pivots=pivots, sparse=sparse), offset
 
 
 def missing_mean(weights: Iterable[Tensor], inputs: Tensor, outputs: Tensor) -> Tensor:

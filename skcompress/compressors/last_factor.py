@@ -48,11 +48,12 @@ class LastFactor(Factorization):
         for i in kept:
             factors = inner.factors(weight, ranks[i])
             before = Factors(factors.tensors[:-1], factors.groups[:-1])
+            goal = metric if factors.sparse is None else metric.less(factors.sparse.weight)
             reduction = multiply_out(before).flatten(1).to(metric.gram)
-            seen, target = reduction @ metric.gram @ reduction.mT, metric.cross @ reduction.mT
+            seen, target = reduction @ metric.gram @ reduction.mT, goal.cross @ reduction.mT
             last = torch.cholesky_solve(target.mT, cholesky(seen)).mT
             gained = float((metric.seen(last) * metric.seen(target)).sum())
-            errors.append(max(0.0, metric.energy - gained))
+            errors.append(max(0.0, goal.energy - gained))
             self._last[ranks[i]] = last.to(weight.dtype)
         self.curve = replace(
             curve,
@@ -76,8 +77,8 @@ class LastFactor(Factorization):
 
 def pointwise_last(stages: Sequence[Stage]) -> bool:
     """Whether the last of several stages mixes channels at each position, and does nothing else."""
-    last = stages[-1]
-    return len(stages) > 1 and last.groups == 1 and prod(last.shape[2:]) == 1
+    links = [stage for stage in stages if stage.sparse is None]
+    return len(links) > 1 and links[-1].groups == 1 and prod(links[-1].shape[2:]) == 1
 
 
 def thinned(
@@ -152,7 +153,7 @@ def refitted(
         closed: Factorization = LastFactor(whole.inner, weight, metric, {rank})
     else:
         plain = decomposition.generous() if isinstance(decomposition, Pivoted) else decomposition
-        closed = plain.regress(weight, metric).trim(rank)
+        closed = plain.regress_at(weight, metric, rank)
     refined = RefinedFactorization(closed, weight, metric, rank)
     if pivoted is None:
         return refined

@@ -1,4 +1,4 @@
-"""Which weights are stored with pivots, where `pivot=True` asks for them."""
+"""In which form the layers of a weight can store its factors: with pivots, with a sparse term."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from ..decompositions.pivoted import Pivoted
 from ..factorized import kind_of
 from ..protocols import Decomposition
 from ..selection import Site
+
+NO_SPARSE = "layers of this kind take no sparse term"
+
+
+def storable(able: Sequence[Decomposition], site: Site) -> list[Decomposition]:
+    """Give the decompositions whose factors all layers of a weight can store.
+
+    able : those that can cut it up
+    """
+    kinds = [kind_of(module) for module in site.modules]
+    takes_sparse = all(kind is not None and kind.takes_sparse for kind in kinds)
+    return [d for d in able if takes_sparse or not d.adds_sparse]
 
 
 def prefer_pivots(

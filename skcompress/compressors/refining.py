@@ -12,8 +12,6 @@ References: Liu & Nocedal 1989 (L-BFGS); arXiv 2511.04494 (data-aware tensor dec
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -53,12 +51,12 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     with torch.inference_mode(False), torch.enable_grad():
         tensors = [
             t.to(metric.gram, copy=True, memory_format=torch.contiguous_format).requires_grad_()
-            for t in factors.tensors
+            for t in factors.stored
         ]
 
         def evaluate() -> Tensor:
             """Relative error; and its gradient, written to the tensors."""
-            weight = multiply_out(replace(factors, tensors=tuple(tensors))).flatten(1)
+            weight = multiply_out(factors.holding(tensors)).flatten(1)
             with torch.no_grad():
                 slope = weight @ metric.gram - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
@@ -78,7 +76,5 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     # An error below zero is one of moments that do not belong together, by rounding.
     if not 0 <= values[-1] <= values[0]:
         return factors
-    result = tuple(
-        new.detach().to(old.dtype) for new, old in zip(tensors, factors.tensors, strict=True)
-    )
-    return replace(factors, tensors=result)
+    found = zip(tensors, factors.stored, strict=True)
+    return factors.holding([new.detach().to(old.dtype) for new, old in found])

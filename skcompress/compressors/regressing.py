@@ -125,8 +125,14 @@ class _Task:
             means=means,
             offset_to=offset_to if means is not None else None,
             sensitivity=energy,
-            reason=None if found else WEIGHTS_ONLY if reached else NOT_REACHED,
+            reason=self._why_none(reached) if not found else None,
         )
+
+    def _why_none(self, reached: bool) -> str | None:
+        """Say why nothing was found; None where it is for the weight's shape."""
+        if not reached:
+            return NOT_REACHED
+        return WEIGHTS_ONLY if self._decompositions else None
 
 
 class _Met:

@@ -79,7 +79,7 @@ def pivot_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ends(stages: Sequence[Stage]) -> tuple[bool, bool]:
-    """Whether columns of the first factor and rows of the last can be left out.
+    """Whether columns of the first factor and rows of the last can be left out; of links alone.
 
     Each needs a neighbour that takes up what makes an identity of its pivots; of two
     factors without kernel only one can, and it is the last.
@@ -103,10 +103,16 @@ def _without_pivots(stage: Stage, axis: int) -> tuple[Stage, ...]:
 
 def pivoted_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Shapes of `pivoted_factors` of factors with these shapes."""
-    first, last = _ends(stages)
-    inner = stages[first : len(stages) - last]
-    before = _without_pivots(stages[0], 1) if first else ()
-    return (*before, *inner, *(_without_pivots(stages[-1], 0) if last else ()))
+    links, terms = _links(stages)
+    first, last = _ends(links)
+    inner = links[first : len(links) - last]
+    before = _without_pivots(links[0], 1) if first else ()
+    return (*before, *inner, *(_without_pivots(links[-1], 0) if last else ()), *terms)
+
+
+def _links(stages: Sequence[Stage]) -> tuple[list[Stage], list[Stage]]:
+    """Tell the factors from what is added to their product."""
+    return [s for s in stages if s.sparse is None], [s for s in stages if s.sparse is not None]
 
 
 def pivoted_factors(factors: Factors) -> Factors:
@@ -114,7 +120,7 @@ def pivoted_factors(factors: Factors) -> Factors:
 
     A factor that is square is taken up by its neighbour altogether.
     """
-    first, last = _ends(factors.stages)
+    first, last = _ends(_links(factors.stages)[0])
     kept = slice(int(first), len(factors.tensors) - last)
     tensors = [t.to(torch.float64) for t in factors.tensors[kept]]
     groups = list(factors.groups[kept])
@@ -141,7 +147,10 @@ def pivoted_factors(factors: Factors) -> Factors:
             pivots.insert(0, Pivots(1, order))
     dtype = factors.tensors[0].dtype
     return Factors(
-        tuple(t.to(dtype) for t in tensors), tuple(groups), tuple(pivots) if any(pivots) else ()
+        tuple(t.to(dtype) for t in tensors),
+        tuple(groups),
+        tuple(pivots) if any(pivots) else (),
+        factors.sparse,
     )
 
 
@@ -203,6 +212,10 @@ class Pivoted(Decomposition):
     def unsupported(self, shape: Sequence[int]) -> str | None:
         return self.decomposition.unsupported(shape)
 
+    @property
+    def adds_sparse(self) -> bool:
+        return self.decomposition.adds_sparse
+
     def factorize(self, weight: Tensor) -> Factorization:
         return self.pivoted(weight, self.generous().factorize(weight))
 
@@ -231,5 +244,6 @@ class Pivoted(Decomposition):
 
 def _saved(stages: Sequence[Stage]) -> int:
     """Numbers of the identities that are left out of factors with these shapes."""
-    first, last = _ends(stages)
-    return first * stages[0].shape[0] ** 2 + last * stages[-1].shape[1] ** 2
+    links, _ = _links(stages)
+    first, last = _ends(links)
+    return first * links[0].shape[0] ** 2 + last * links[-1].shape[1] ** 2

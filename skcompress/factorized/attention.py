@@ -202,6 +202,7 @@ class AttentionKind(LayerKind):
 
     name = "MultiheadAttention"
     takes_pivots = True
+    takes_sparse = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, nn.MultiheadAttention)

@@ -1,13 +1,14 @@
-"""Arithmetic of factor chains: merge the groups of a layer, multiply a chain out."""
+"""Arithmetic of factors: merge the groups of a layer, multiply a chain out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ..protocols import Factors, Pivots, Stage
+from ..protocols import Factors, Pivots, Sparse, Stage
 
 
 def merge_groups(parts: Sequence[Factors]) -> Factors:
@@ -17,11 +18,24 @@ def merge_groups(parts: Sequence[Factors]) -> Factors:
     """
     tensors = tuple(torch.cat(same) for same in zip(*(p.tensors for p in parts), strict=True))
     groups = tuple(len(parts) * g for g in parts[0].groups)
-    if len(parts) == 1 or not parts[0].pivots:
-        return Factors(tensors, groups, parts[0].pivots)
-    stages = parts[0].stages
+    if len(parts) == 1:
+        return parts[0]
+    terms = [p.sparse for p in parts if p.sparse is not None]
+    sparse = _merge_sparse(terms) if terms else None
+    if not parts[0].pivots:
+        return Factors(tensors, groups, sparse=sparse)
+    stages = parts[0].stages[: len(tensors)]
     pivots = tuple(map(_merge_pivots, stages, zip(*(p.pivots for p in parts), strict=True)))
-    return Factors(tensors, groups, pivots)
+    return Factors(tensors, groups, pivots, sparse)
+
+
+def _merge_sparse(parts: Sequence[Sparse]) -> Sparse:
+    """Lay the weights of the groups one after another."""
+    out, *rest = parts[0].shape
+    shape, size = (len(parts) * out, *rest), prod(parts[0].shape)
+    positions = torch.cat([p.positions.long() + g * size for g, p in enumerate(parts)])
+    values = torch.cat([p.values for p in parts])
+    return Sparse(values, positions.to(Sparse.index_dtype(shape)), shape)
 
 
 def _merge_pivots(stage: Stage, parts: Sequence[Pivots | None]) -> Pivots | None:
@@ -37,24 +51,42 @@ def _merge_pivots(stage: Stage, parts: Sequence[Pivots | None]) -> Pivots | None
 
 def merge_stages(stages: Sequence[Stage], groups: int) -> tuple[Stage, ...]:
     """Shapes of `merge_groups` of `groups` parts with these stages."""
+
+    def taller(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (groups * shape[0], *shape[1:])
+
     return tuple(
-        Stage((groups * s.shape[0], *s.shape[1:]), groups * s.groups, s.pivots) for s in stages
+        Stage(taller(s.shape), groups * s.groups, s.pivots)
+        if s.sparse is None
+        else Stage(taller(s.shape), sparse=taller(s.sparse))
+        for s in stages
     )
 
 
 def empty_factors(stages: Sequence[Stage], dtype: torch.dtype, device: str) -> Factors:
     """Factors of these shapes, without values."""
+    links = [s for s in stages if s.sparse is None]
     pivots = [
         None if s.pivots is None else Pivots(
             s.pivots,
             torch.empty(s.shape[0] + s.groups * s.shape[1], dtype=torch.int64, device=device),
         )
-        for s in stages
+        for s in links
     ]  # fmt: skip
+    terms = [
+        Sparse(
+            torch.empty(s.shape, dtype=dtype, device=device),
+            torch.empty(s.shape, dtype=Sparse.index_dtype(s.sparse), device=device),
+            s.sparse,
+        )
+        for s in stages
+        if s.sparse is not None
+    ]
     return Factors(
-        tuple(torch.empty(s.shape, dtype=dtype, device=device) for s in stages),
-        tuple(s.groups for s in stages),
+        tuple(torch.empty(s.shape, dtype=dtype, device=device) for s in links),
+        tuple(s.groups for s in links),
         tuple(pivots) if any(pivots) else (),
+        terms[0] if terms else None,
     )
 
 
@@ -113,7 +145,7 @@ def _follow(first: Tensor, second: Tensor) -> Tensor:
 
 
 def multiply_out(factors: Factors, groups: int = 1) -> Tensor:
-    """Weight (out, in / groups, *kernel) that a chain of factors stands for.
+    """Weight (out, in / groups, *kernel) that factors stand for.
 
     groups : groups of the whole layer; every stage has a multiple of it.
     """
@@ -128,4 +160,5 @@ def multiply_out(factors: Factors, groups: int = 1) -> Tensor:
         for stage in stages[1:]:
             weight = _follow(weight, stage)
         weights.append(weight)
-    return torch.cat(weights) if groups > 1 else weights[0]
+    product = torch.cat(weights) if groups > 1 else weights[0]
+    return product if factors.sparse is None else product + factors.sparse.weight

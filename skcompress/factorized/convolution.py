@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factors
+from ..protocols import Factors, Sparse
 from .chain import multiply_out
 from .inputs import Inputs
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from .kind import LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import dense_weight, stored_factors
 from .patches import patches, pixels, transposed_patches
 from .pivot import PivotedFactor, with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
+from .sparse import LayerChain, SparseTerm
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -56,7 +59,39 @@ def _make(
     return layer
 
 
-class FactorizedConv(nn.Sequential, Factorized):
+class SparseConv(SparseTerm):
+    """A convolution without bias that stores only some numbers of its weight.
+
+    A transposed one stores them by their positions in (out, in / groups, *kernel), as the others.
+    """
+
+    def __init__(self, sparse: Sparse, conv: Any):
+        super().__init__(sparse)
+        names = ("in_channels", "out_channels", "kernel_size", "transposed", "output_padding")
+        # torch's own list of what is added before and after each axis, "same" included.
+        for name in (*names, *_settings(conv), "_reversed_padding_repeated_twice"):
+            setattr(self, name, getattr(conv, name))
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self._placed()
+        return _swap_channels(weight, self.groups) if self.transposed else weight
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        n_axes = len(self.kernel_size)
+        if not self.transposed:
+            return _CONV[n_axes]._conv_forward(self, input, self.weight, None)  # type: ignore[attr-defined]
+        extra = _TRANSPOSED[n_axes]._output_padding(  # type: ignore[attr-defined]
+            self, input, output_size, self.stride, self.padding, self.kernel_size, n_axes,
+            self.dilation,
+        )  # fmt: skip
+        apply = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n_axes - 1]
+        return apply(
+            input, self.weight, None, self.stride, self.padding, extra, self.groups, self.dilation
+        )
+
+
+class FactorizedConv(LayerChain):
     """A chain of `nn.Conv*d` or `nn.ConvTranspose*d` in place of one.
 
     Each kernel axis belongs to the stage that is longer than 1 along it, with stride,
@@ -90,44 +125,45 @@ class FactorizedConv(nn.Sequential, Factorized):
                     )
             stages.append(_make(conv.transposed, weight, own_bias, weight.shape[2:], own))  # type: ignore[arg-type]
         layer = cls(*stages)
+        if factors.sparse is not None:
+            layer.add_module("sparse", SparseConv(factors.sparse, conv))
         for name in ("in_channels", "out_channels", "kernel_size", "transposed", *settings):
             setattr(layer, name, getattr(conv, name))
         return layer
 
     @property
-    def bias(self) -> nn.Parameter | None:
-        return self[-1].bias
-
-    @property
     def weight(self) -> Tensor:
-        groups = tuple(stage.groups for stage in self)
+        groups = tuple(stage.groups for stage in self.links)
         if not self.transposed:
-            return multiply_out(Factors(tuple(s.weight for s in self), groups), self.groups)
+            weights = tuple(stage.weight for stage in self.links)
+            return self.plus_term(multiply_out(Factors(weights, groups), self.groups))
         straight = tuple(
             s.weight if isinstance(s, PivotedFactor) else _swap_channels(s.weight, s.groups)
-            for s in self
+            for s in self.links
         )
-        return _swap_channels(multiply_out(Factors(straight, groups), self.groups), self.groups)
+        product = multiply_out(Factors(straight, groups), self.groups)
+        return self.plus_term(_swap_channels(product, self.groups))
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         if output_size is None:
             return super().forward(input)
         n_axes = len(self.kernel_size)
         target = list(output_size)[-n_axes:]
-        pivoted = [isinstance(stage, PivotedFactor) for stage in self]
+        pivoted = [isinstance(stage, PivotedFactor) for stage in self.links]
         owners = _axis_owners(
-            [None if p else s.kernel_size for s, p in zip(self, pivoted, strict=True)]
+            [None if p else s.kernel_size for s, p in zip(self.links, pivoted, strict=True)]
         )
-        for j, stage in enumerate(self):
+        output = input
+        for j, stage in enumerate(self.links):
             if pivoted[j]:
-                input = stage(input)
+                output = stage(output)
                 continue
-            before = input.shape[-n_axes:]
+            before = output.shape[-n_axes:]
             size = [
                 t if owner == j else n for t, owner, n in zip(target, owners, before, strict=True)
             ]
-            input = stage(input, size)
-        return input
+            output = stage(output, size)
+        return output if self.term is None else output + self.term(input, target)
 
     def to_dense(self, memo: Memo) -> nn.Module:
         weight = dense_weight(self, stored_factors(self), memo)
@@ -150,6 +186,7 @@ class ConvKind(LayerKind):
 
     name = "Conv"
     takes_pivots = True
+    takes_sparse = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, (*_CONV.values(), *_TRANSPOSED.values()))
@@ -180,7 +217,7 @@ class ConvKind(LayerKind):
                     t if p else nn.Parameter(_swap_channels(t, g).contiguous(), t.requires_grad)
                     for t, g, p in zip(chain.tensors, chain.groups, chain.every_pivots, strict=True)
                 )
-            chain = Factors(swapped, chain.groups, chain.pivots)
+            chain = replace(chain, tensors=swapped)
         return FactorizedConv.from_factors(module, chain, dense_copy(module.bias, memo))
 
     def inputs(

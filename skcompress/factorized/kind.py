@@ -70,12 +70,14 @@ class LayerKind(ABC):
     """How the weights of one kind of layer are read, and what stands in for it.
 
     takes_pivots : whether `build` takes factors of which a part is left out
+    takes_sparse : whether it takes a sparse term
     """
 
     name: ClassVar[str]
     # Why its factors save no FLOPs that can be told beforehand; None where they do.
     saves_no_flops: ClassVar[str | None] = None
     takes_pivots: ClassVar[bool] = False
+    takes_sparse: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -100,7 +102,7 @@ class LayerKind(ABC):
         """
 
     def stages(self, stand_in: nn.Module, slot: str) -> list[str]:
-        """Name the modules of a stand-in that apply the factors of a slot, in their order."""
+        """Name the modules of a stand-in that apply the stages of a slot, in their order."""
         chain = stand_in.get_submodule(slot)
         return [f"{slot}.{name}".lstrip(".") for name, _ in chain.named_children()]
 

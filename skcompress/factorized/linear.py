@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..protocols import Factors, Pivots
 from .chain import multiply_out
 from .inputs import Inputs, rows
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from .kind import LayerKind, Memo, Slot, dense_copy, overrides
 from .pivot import with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
+from .sparse import LayerChain, SparseTerm
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
@@ -25,7 +26,7 @@ def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
     return layer
 
 
-class FactorizedLinear(nn.Sequential, Factorized):
+class FactorizedLinear(LayerChain):
     """A chain of `nn.Linear`s in place of one; the last holds the bias.
 
     Reading `weight` multiplies the factors out: (out_features, in_features), not a
@@ -37,23 +38,23 @@ class FactorizedLinear(nn.Sequential, Factorized):
         """Build from parameters of shapes (r, in), ..., (out, r)."""
         biases = (None,) * (len(factors.tensors) - 1) + (bias,)
         parts = zip(factors.tensors, factors.every_pivots, biases, strict=True)
-        return cls(*(_stage(*part) for part in parts))  # type: ignore[arg-type]
+        layer = cls(*(_stage(*part) for part in parts))  # type: ignore[arg-type]
+        if factors.sparse is not None:
+            layer.add_module("sparse", SparseTerm(factors.sparse))
+        return layer
 
     @property
     def in_features(self) -> int:
-        return self[0].in_features
+        return self.links[0].in_features
 
     @property
     def out_features(self) -> int:
-        return self[-1].out_features
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return self[-1].bias
+        return self.links[-1].out_features
 
     @property
     def weight(self) -> Tensor:
-        return multiply_out(Factors(tuple(s.weight for s in self), (1,) * len(self)))
+        weights = tuple(layer.weight for layer in self.links)
+        return self.plus_term(multiply_out(Factors(weights, (1,) * len(weights))))
 
     def to_dense(self, memo: Memo) -> nn.Module:
         weight = dense_weight(self, stored_factors(self), memo)
@@ -88,6 +89,7 @@ class LinearKind(LayerKind):
 
     name = "Linear"
     takes_pivots = True
+    takes_sparse = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear)
@@ -141,6 +143,7 @@ class Conv1DKind(LayerKind):
 
     name = "Conv1D"
     takes_pivots = True
+    takes_sparse = True
 
     @staticmethod
     def _class() -> type[nn.Module] | None:

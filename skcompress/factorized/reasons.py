@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from .kind import Factorized, LayerKind
+from .sparse import SparseTerm
 
 # Bytes; torch does arithmetic in nothing smaller.
 _SMALLEST_NUMBER = 2
@@ -35,6 +36,8 @@ def _of_no_kind(module: nn.Module) -> str | None:
     own = {n: p for n, p in module._parameters.items() if p is not None}
     if not own:
         return None
+    if isinstance(module, SparseTerm):
+        return "a sparse term, of which no zeros are stored"
     if isinstance(module, nn.Bilinear):
         return "a form in two inputs: no factors that are plain layers"
     if any(isinstance(p, UninitializedParameter) for p in own.values()):

@@ -104,6 +104,7 @@ class RecurrentKind(LayerKind):
     name = "Recurrent"
     saves_no_flops = "its factors are multiplied out at every call, which saves no FLOPs"
     takes_pivots = True
+    takes_sparse = True
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, (nn.LSTM, nn.GRU, nn.RNN))

@@ -116,11 +116,11 @@ def _check_factors(
     curve = factorization.curve
     index = next(i for i in range(len(curve.costs)) if curve.rank_at(i) == rank)
     factors = factorization.factors(weight, rank)
-    stored = sum(t.numel() for t in factors.tensors)
+    stored = sum(t.numel() for t in factors.stored)
     assert stored == curve.costs[index], f"{where}: stores {stored}, not {curve.costs[index]}"
     planned = decomposition.stages(tuple(weight.shape), rank)
     assert factors.stages == planned, f"{where}: {factors.stages} where stages() says {planned}"
-    assert all(t.dtype == weight.dtype for t in factors.tensors), f"{where}: the dtype changes"
+    assert all(t.dtype == weight.dtype for t in factors.stored), f"{where}: the dtype changes"
 
     product = multiply_out(factors)
     assert product.shape == weight.shape, f"{where}: multiplies out to {tuple(product.shape)}"
@@ -131,7 +131,7 @@ def _check_factors(
     assert abs(measured - predicted) <= slack, f"{where}: loses {measured}, predicted {predicted}"
 
     again = decomposition.factorize(weight).trim(rank).factors(weight, rank)
-    for a, b in zip(factors.tensors, again.tensors, strict=True):
+    for a, b in zip(factors.stored, again.stored, strict=True):
         assert torch.allclose(a, b), f"{where}: a second call, or trim, gives other factors"
     _check_trim(where, factorization, weight, rank)
 
@@ -140,11 +140,11 @@ def _check_trim(where: str, factorization: Factorization, weight: Tensor, rank: 
     """Other fits may go on to use what one of them trims for itself."""
     curve = factorization.curve
     ranks = _some_ranks(curve)
-    before = [factorization.factors(weight, r).tensors for r in ranks]
+    before = [factorization.factors(weight, r).stored for r in ranks]
     factorization.trim(rank)
     assert factorization.curve is curve, f"{where}: trim changes the curve"
     try:
-        after = [factorization.factors(weight, r).tensors for r in ranks]
+        after = [factorization.factors(weight, r).stored for r in ranks]
     except Exception as error:
         raise AssertionError(f"{where}: trim leaves no other rank, where it is to copy") from error
     for a, b in zip(before, after, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from data_cases import error, same, train
@@ -10,9 +12,11 @@ from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.compressors.last_factor import LastFactor
+from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
 from skcompress.errors import NoLayerError
+from skcompress.factorized.chain import multiply_out
 from skcompress.linalg import cholesky
 from skcompress.protocols import Decomposition, Metric
 
@@ -102,6 +106,26 @@ def test_predicted_errors_are_those_of_the_factors():
         lost = scale[:, None] * ((matrix - weight.flatten(1).double()) @ root)
         measured = float(lost.square().sum())
         assert measured == pytest.approx(float(fitted.curve.errors[i]), abs=1e-5 * metric.energy)
+
+
+def test_a_sparse_term_keeps_what_it_gives():
+    weight = seeded(lambda: torch.randn(10, 16, dtype=torch.float64))
+    x = seeded(lambda: torch.randn(16, 200, dtype=torch.float64), seed=1)
+    gram, scale = x @ x.mT / 200, torch.linspace(0.5, 2.0, 10).double()
+    metric = Metric.of_inputs(weight, gram, scale).with_ridge(weight)
+    inner = LowRankSparse(density=0.2).factorize(weight)
+    fitted = LastFactor(inner, weight, replace(metric, ridge=1e-12), [2, 4])
+    root = cholesky(metric.gram)
+    for i, rank in enumerate((2, 4)):
+        factors, before = fitted.factors(weight, rank), inner.factors(weight, rank)
+        assert torch.equal(factors.sparse.values, before.sparse.values)
+        reduced = factors.tensors[0] @ root
+        rest = (weight - factors.sparse.weight) @ root
+        best = torch.linalg.lstsq(reduced.mT, rest.mT).solution.mT @ reduced
+        expected = float((scale[:, None] * (rest - best)).square().sum())
+        lost = scale[:, None] * ((multiply_out(factors) - weight) @ root)
+        assert float(lost.square().sum()) == pytest.approx(expected, rel=1e-6)
+        assert float(fitted.curve.errors[i]) == pytest.approx(expected, rel=1e-6)
 
 
 class Mirrored(Decomposition):

@@ -7,7 +7,7 @@ import pytest
 from skcompress import registry, testing
 
 OUR_OWN = {
-    "decompositions": ["svd", "spatial_svd", "tucker"],
+    "decompositions": ["svd", "spatial_svd", "tucker", "low_rank_sparse"],
     "allocations": ["global", "uniform", "energy", "auto", "erk", "rd", "sap"],
     "regularizers": [
         *("nuclear_norm", "first_difference", "second_difference", "nuclear_ratio"),
