@@ -55,6 +55,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "independent": {"reconstruction": "independent"},
     "sequential": {"reconstruction": "sequential"},
     "everything": {"reconstruction": "sequential", **EVERYTHING},
+    "everything, with sparse terms": {
+        "decomposition": ["svd", "spatial_svd", "low_rank_sparse"], "reconstruction": "sequential",
+        **EVERYTHING,
+    },
     "everything, with CP": {
         "decomposition": ["svd", "spatial_svd", "cp"], "reconstruction": "sequential", **EVERYTHING,
     },

@@ -11,6 +11,7 @@ import torch
 from posttraining_tasks import Subject
 
 from skcompress import count_parameters
+from skcompress.metrics import count_bytes
 
 # What makes two results the same measurement. Not the method's name: its settings may change.
 KEY = ("network", "weights", "test", "settings", "keep", "inputs", "positions", "seed")
@@ -84,6 +85,7 @@ def completed(
         "quality": subject.task.quality(small),
         "parameters_in": compressor.n_parameters_in_,
         "parameters_out": count_parameters(small),
+        "bytes_out": count_bytes(small),
         "first": first,
         "fit_s": fit,
         "transform_s": transform,
