@@ -49,7 +49,7 @@ class PluginTypeError(SkcompressError, TypeError):
             if isinstance(received, type) and issubclass(received, expected)
             else ""
         )
-        known = " or ".join(f"{e.__module__}.{e.__qualname__}" for e in expected)
+        known = " or ".join(f"skcompress.protocols.{e.__qualname__}" for e in expected)
         super().__init__(f"{kind} must be names or instances of {known}; got {what}{hint}")
 
 
