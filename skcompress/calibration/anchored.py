@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..factorized import Slot
 from ..factorized.inputs import Inputs
+from ..protocols.metric import counted
 from .precision import full_precision
 from .statistics import add_squares, draw, mirror, piece_size, weighted_columns
 
@@ -138,10 +139,5 @@ def _seen(roots: Sequence[Tensor | None], y: Tensor) -> Tensor:
     """R y of each group, for y (groups, out, any)."""
     if all(root is None for root in roots):
         return y
-    return torch.stack([_times(root, part) for root, part in zip(roots, y, strict=True)])
-
-
-def _times(root: Tensor | None, y: Tensor) -> Tensor:
-    if root is None:
-        return y
-    return root.to(y)[:, None] * y if root.dim() == 1 else root.to(y) @ y
+    same = (None if root is None else root.to(y) for root in roots)
+    return torch.stack([counted(root, part) for root, part in zip(same, y, strict=True)])

@@ -321,10 +321,14 @@ class FactorizingCompressor(Compressor):
         shared: Shared,
     ) -> list[FactorizedSite]:
         """Do the expensive step for every weight, in the metric that there are inputs for."""
+        able = {s.name: self._competing(decompositions, s.slot.shape[1:]) for s in sites}
+        competing = {
+            site.name: prefer_pivots(storable(able[site.name], site), decompositions, site)
+            for site in sites
+        }
 
         def compete(site: Site) -> list[Decomposition]:
-            able = self._competing(decompositions, site.slot.shape[1:])
-            return prefer_pivots(storable(able, site), decompositions, site)
+            return competing[site.name]
 
         if given is not None:
             asked = asked_ranks(self.rank)
@@ -335,9 +339,9 @@ class FactorizingCompressor(Compressor):
             found = factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
         return [
             replace(known, reason=NO_SPARSE)
-            if not compete(site) and self._competing(decompositions, known.shape)
+            if able[known.name] and not competing[known.name]
             else known
-            for site, known in zip(sites, found, strict=True)
+            for known in found
         ]
 
     def _results(self) -> Shared:

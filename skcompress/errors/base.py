@@ -19,3 +19,10 @@ def suggestion(name: str, known: Sequence[str]) -> str:
         return "none is registered"
     shown = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
     return f"known: {shown}"
+
+
+def described(received: object) -> str:
+    """Say what was passed in place of an instance."""
+    if isinstance(received, type):
+        return f"the class {received.__qualname__}: pass an instance of it"
+    return f"an object of type {type(received).__name__}"

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import SkcompressError, suggestion
+from .base import SkcompressError, described, suggestion
 
 
 class ModelTypeError(SkcompressError, TypeError):
     """Something else than a `torch.nn.Module` instance was passed as the model."""
 
     def __init__(self, owner: str, received: object):
-        if isinstance(received, type):
-            what = f"the class {received.__qualname__}: pass an instance of it"
-        else:
-            what = f"an object of type {type(received).__name__}"
-        super().__init__(f"{owner} takes a torch.nn.Module instance; got {what}")
+        super().__init__(f"{owner} takes a torch.nn.Module instance; got {described(received)}")
 
 
 class ModelCopyError(SkcompressError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .base import SkcompressError, suggestion
+from .base import SkcompressError, described, suggestion
 
 
 class SearchRangeError(SkcompressError, ValueError):
@@ -28,12 +28,9 @@ class EstimatorTypeError(SkcompressError, TypeError):
     """Something else than an estimator, where its parameters are to be searched."""
 
     def __init__(self, owner: str, received: object):
-        if isinstance(received, type):
-            what = f"the class {received.__qualname__}: pass an instance of it"
-        else:
-            what = f"an object of type {type(received).__name__}"
-            if isinstance(received, dict):
-                what += ": suggest_estimator chooses between several"
+        what = described(received)
+        if isinstance(received, dict):
+            what += ": suggest_estimator chooses between several"
         super().__init__(f"{owner} takes an estimator, such as SVDCompressor(); got {what}")
 
 

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def counted(root: Tensor | None, outputs: Tensor) -> Tensor:
+    """Give R outputs, for outputs (out, any) and R (out, out) or its diagonal; None for 1."""
+    if root is None:
+        return outputs
+    return root[:, None] * outputs if root.dim() == 1 else root @ outputs
+
+
 @dataclass(frozen=True)
 class Metric:
     """Second moments of what one weight is given and of what it is to give.
@@ -73,9 +80,7 @@ class Metric:
 
     def seen(self, outputs: Tensor) -> Tensor:
         """Give R outputs, for outputs (out, any)."""
-        if self.output is None:
-            return outputs
-        return self.output[:, None] * outputs if self.output.dim() == 1 else self.output @ outputs
+        return counted(self.output, outputs)
 
     def weighed(self, outputs: Tensor) -> Tensor:
         """Give R^T R outputs, for outputs (out, any)."""
