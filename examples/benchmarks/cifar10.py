@@ -63,11 +63,11 @@ class Run:
     def epoch(self) -> None:
         """Pass over the training images once and add a row to `history`."""
         self.network.train()
-        started, losses = perf_counter(), 0.0
+        started, losses = perf_counter(), torch.zeros((), device=self.options.device)
         order = torch.randperm(len(self.train.labels), generator=self.generator)
-        batches = order.split(self.options.batch_size)[: self.steps]
+        batches = order.to(self.options.device).split(self.options.batch_size)[: self.steps]
         for batch in tqdm(batches, desc=f"epoch {len(self.history) + 1}", leave=False):
-            images = self.train.part(batch.to(self.options.device))
+            images = self.train.part(batch)
             pixels = normalise(augment(images.pixels, self.generator))
             with torch.autocast(
                 self.options.device, torch.bfloat16, enabled=self.options.precision == "bfloat16"
@@ -83,9 +83,9 @@ class Run:
                 self.regularizer.add_grad_(self.network)  # this line is all there is to it
             self.optimizer.step()
             self.schedule.step()
-            losses += float(loss.detach())
-        seconds = perf_counter() - started
-        self.history.append({"loss": losses / self.steps, "seconds": seconds})
+            losses += loss.detach()  # read once an epoch: a GPU is not to wait for it
+        row = {"loss": float(losses) / self.steps, "seconds": perf_counter() - started}
+        self.history.append(row)
 
     def save(self) -> None:
         """Write all that `resume` needs; a crash while writing leaves the older file."""
@@ -211,6 +211,7 @@ def split(options: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True  # batches are of one size
     if options.table:
         print(table(options.output))
         return None

@@ -57,16 +57,15 @@ def normalise(pixels: Tensor) -> Tensor:
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Random crops of 32 x 32 from images with 4 black pixels around, half of them flipped."""
-    n = len(pixels)
-    device = pixels.device
-    top, left = torch.randint(9, (2, n), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.arange(32).expand(n, 32)
+    n, device = len(pixels), pixels.device
+    top, left = torch.randint(9, (2, n), generator=generator).to(device)
+    flip = (torch.rand(n, generator=generator) < 0.5).to(device)
+    columns = torch.arange(32, device=device).expand(n, 32)
     columns = torch.where(flip[:, None], columns.flip(1), columns) + left[:, None]
-    rows = torch.arange(32) + top[:, None]
+    rows = torch.arange(32, device=device) + top[:, None]
     padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
-    index = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
-    return padded.permute(0, 2, 3, 1)[tuple(i.to(device) for i in index)].permute(0, 3, 1, 2)
+    index = torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]
+    return padded.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
 
 
 def _official(root: Path) -> tuple[Images, Images]:

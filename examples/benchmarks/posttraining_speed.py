@@ -55,8 +55,11 @@ def print_speed(device: str) -> None:
     print_growth("images", {n: make("resnet20", n, device) for n in (256, 512, 1024, 2048)})
     print("\nGrowth with the number of layers, 512 images\n", flush=True)
     print_growth("layers", {d: make(f"resnet{d}", 512, device) for d in (20, 32, 56)})
-    for name in ("resnet20", "resnet18"):
-        network, images = make(name, 512, device)
+    cases = [("resnet20", 512), ("resnet18", 512)]
+    if device != "cpu":
+        cases.append(("resnet18", 4096))
+    for name, n_images in cases:
+        network, images = make(name, n_images, device)
         n = count_parameters(network)
         print(f"\n{name}, {n:,} parameters, {len(images)} images\n", flush=True)
         header = ["", "time", "share"]

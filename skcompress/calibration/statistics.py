@@ -36,7 +36,7 @@ def draw(
     used = seen if most is None else min(seen, most)
     if used == seen:
         return index, seen, seen
-    drawn = torch.randperm(seen, generator=generator)[:used].sort().values
+    drawn = torch.randperm(seen, generator=generator)[:used].sort().values.to(inputs.device)
     return (drawn if index is None else index[drawn.to(index.device)]), seen, used
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,18 @@ def _probe(dtype: torch.dtype, device: torch.device) -> Tensor:
     return steps.mul_(2.399963).cos_().to(dtype)
 
 
-def fingerprint(name: str, weight: Tensor) -> int:
-    """Number that changes when the values or the shape of a weight change.
+class Fingerprint(NamedTuple):
+    """What a weight is known by again.
+
+    device : on which it was taken; on another one sums are rounded in another way
+    """
+
+    digest: int
+    device: torch.device
+
+
+def fingerprint(name: str, weight: Tensor) -> Fingerprint:
+    """Give what changes when the values or the shape of a weight change.
 
     A checksum of the products of the flattened weight's rows with one fixed vector: one
     pass at the speed of memory, where hashing bytes would cost more than the SVDs saved. What
@@ -51,7 +61,7 @@ def fingerprint(name: str, weight: Tensor) -> int:
             raise NonFiniteWeightError(name, n_bad, weight.shape)
     found = hashlib.blake2b(repr(tuple(weight.shape)).encode(), digest_size=8)
     found.update(sums.cpu().numpy().tobytes())
-    return int.from_bytes(found.digest(), "little")
+    return Fingerprint(int.from_bytes(found.digest(), "little"), weight.device)
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from ..factorized.writing import write_weights
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
 from ..selection import Site
-from .digests import fingerprint, settings_digest
+from .digests import Fingerprint, fingerprint, settings_digest
 from .sharing import Shared
 
 Compete = Callable[[Site], list[Decomposition]]
@@ -58,7 +58,7 @@ class FactorizedSite:
     name: str
     shape: tuple[int, ...]
     dense: int
-    fingerprint: int
+    fingerprint: Fingerprint
     candidates: tuple[Candidate, ...]
     means: tuple[Tensor, Tensor] | None = None
     offset_to: str | None = None
@@ -87,11 +87,12 @@ class FactorizedSite:
         rank = chosen.curve.rank_at(choice.option)
         return replace(self, candidates=(Candidate([p.trim(rank) for p in chosen.parts]),))
 
-    def is_of(self, weight: Tensor) -> bool:
-        """Whether a weight (groups, out, in, *kernel) is the one that this is about."""
+    def is_of(self, site: Site) -> bool:
+        """Whether a weight, wherever it lies, has the values that this is about."""
+        weight = working_weight(site, self.fingerprint.device)
         return fingerprint(self.name, weight) == self.fingerprint
 
-    def parts(self, scheme: str, fingerprint: int) -> list[Factorization] | None:
+    def parts(self, scheme: str, fingerprint: Fingerprint) -> list[Factorization] | None:
         """Factorisations for a scheme, if these are of the weight with this fingerprint."""
         if fingerprint != self.fingerprint:
             return None
@@ -107,7 +108,7 @@ class _Task:
     """
 
     site: Site
-    fingerprint: int
+    fingerprint: Fingerprint
     jobs: list[tuple[Hashable | None, Decomposition]]
     found: dict[int, Candidate]
 
@@ -235,7 +236,8 @@ def stage_parameters(
         stages = merge_stages(planned.stages, stored.shape[0])
         factors = empty_factors(stages, stored.dtype, "meta")
     else:
-        weight = working_weight(site, device)
+        # Factors are made where the weight was factorised, whence the model may have been moved.
+        weight = working_weight(site, device if known is None else known.fingerprint.device)
         seen = fingerprint(site.name, weight)
         parts = None if known is None else known.parts(planned.scheme, seen)
         if parts is None:

@@ -17,7 +17,6 @@ from .factorizing import (
     add_offset,
     set_weight,
     stage_parameters,
-    working_weight,
 )
 
 Known = Callable[[str], FactorizedSite | None]
@@ -53,7 +52,7 @@ def replaced(
                 offsets[found.offset_to] = offset
         elif found is not None and found.refitted is not None:
             stored = site.slot.read().detach()
-            if not (stored.is_meta or found.is_of(working_weight(site, device))):
+            if not (stored.is_meta or found.is_of(site)):
                 raise CalibratedWeightError(site.name)
             refitted[site.users[0][0]] = found
     result = substitute(model, factors)

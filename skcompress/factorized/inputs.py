@@ -57,6 +57,11 @@ class Inputs(ABC):
             return weights.repeat_interleave(prod(self.lead[2:])).repeat(self.lead[0])
         return weights.repeat_interleave(n // batch) if n % batch == 0 else None
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they lie."""
+
     @abstractmethod
     def columns(self, index: Tensor | None, size: int) -> Iterator[Tensor]:
         """Yield the inputs at positions `index`, or at all, as (groups, n, positions).
@@ -84,6 +89,10 @@ class Rows(Inputs):
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
 
     def kept(self, mask: Tensor | None) -> Tensor | None:
         spread = None if mask is None else self._spread(mask)
@@ -135,6 +144,10 @@ class Patches(Inputs):
 
     windows: Tensor
     flip: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.windows.device
 
     @property
     def n_axes(self) -> int:

@@ -140,7 +140,7 @@ class PruningCompressor(Compressor):
         restore_ties(self.plan_, selection)
         compare_to_plan(self.plan_, selection)
         choose = None if self._calibrated else self._choose
-        result = pruned_copy(model, selection.sites, self._pruned, self.device, choose)
+        result = pruned_copy(model, selection.sites, self._pruned, choose)
         set_norms(result, self._norms)
         return result
 

@@ -15,7 +15,7 @@ from ...protocols import Criterion, DataCriterion, SparsityAllocation
 from ...selection import Selection, Site, flat_shape
 from ..calibrated import Calibration
 from ..comparing import Result
-from ..digests import fingerprint
+from ..digests import Fingerprint, fingerprint
 from ..factorizing import working_weight
 from ..fitting import set_norms
 from ..regressing import NOT_REACHED
@@ -79,7 +79,7 @@ class PruningFit:
     device: Any
     verbose: bool | int = False
     reasons: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, Fingerprint] = field(default_factory=dict)
 
     @property
     def sites(self) -> list[Site]:
@@ -88,7 +88,7 @@ class PruningFit:
 
     def compressed(self, outcome: PruningOutcome) -> nn.Module:
         """Build the pruned model."""
-        result = pruned_copy(self.model, self.selection.sites, outcome.pruned, self.device)
+        result = pruned_copy(self.model, self.selection.sites, outcome.pruned)
         set_norms(result, outcome.norms)
         return result
 

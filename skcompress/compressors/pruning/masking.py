@@ -12,6 +12,7 @@ from ...calibration import Moments, kfac_energy
 from ...protocols import Prunable, SparsityAllocation
 from ...ranking import keep_largest
 from ...selection import Site
+from ..digests import Fingerprint
 from ..factorizing import working_weight
 from .budget import least_kept, numbers_that_stay
 from .patterns import keep_pattern
@@ -28,7 +29,7 @@ def masked(
     min_kept: Any,
     allocation: SparsityAllocation,
     distortions: Mapping[str, Distortion],
-    seen: Mapping[str, int],
+    seen: Mapping[str, Fingerprint],
     device: Any,
 ) -> list[PrunedWeight]:
     """Keep the values with the largest scores, as many of each weight as the allocation says.
@@ -60,7 +61,7 @@ def masked_by_pattern(
     sites: Sequence[Site],
     scores: dict[str, Tensor],
     pattern: tuple[int, int],
-    seen: Mapping[str, int],
+    seen: Mapping[str, Fingerprint],
 ) -> list[PrunedWeight]:
     """Keep the N values of every M neighbours that have the largest scores."""
     return [

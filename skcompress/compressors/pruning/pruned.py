@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..digests import Fingerprint
+
 
 @dataclass(frozen=True)
 class PrunedWeight:
@@ -23,14 +25,14 @@ class PrunedWeight:
 
     name: str
     shape: tuple[int, ...]
-    fingerprint: int
+    fingerprint: Fingerprint
     bits: np.ndarray
     values: Tensor | None = None
     offset: Tensor | None = None
     offset_to: str | None = None
 
     @classmethod
-    def of(cls, name: str, fingerprint: int, kept: Tensor) -> PrunedWeight:
+    def of(cls, name: str, fingerprint: Fingerprint, kept: Tensor) -> PrunedWeight:
         """Describe a weight whose values stay where `kept`, of its shape, is True."""
         bits = np.packbits(kept.reshape(-1).cpu().numpy())
         return cls(name, tuple(kept.shape), fingerprint, bits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ def pruned_copy(
     model: nn.Module,
     sites: Iterable[Site],
     pruned: Mapping[str, PrunedWeight],
-    device: Any,
     choose: Choose | None = None,
 ) -> nn.Module:
     """Copy `model`, and set the values of its weights that go to zero.
@@ -38,7 +36,7 @@ def pruned_copy(
         known = pruned.get(site.name)
         if known is None or site.slot.read().is_meta:
             continue
-        weight = working_weight(site, device)
+        weight = working_weight(site, known.fingerprint.device)
         if fingerprint(site.name, weight) == known.fingerprint:
             values = known.applied(weight)
         elif choose is None:
