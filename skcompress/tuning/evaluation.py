@@ -42,8 +42,8 @@ class Evaluation:
     Ranks that cannot be reached prune a trial; all else that goes wrong fails it.
 
     What a trial found out stands in its user attributes, whatever becomes of it: score,
-    n_parameters, flops, bytes, latency in seconds and latency_contended, whether other
-    processes were at trials of the study meanwhile; seconds, and of these
+    n_parameters, flops, bytes, latency in seconds and latency_contended, whether others
+    were at trials of the study meanwhile; seconds, and of these
     seconds_training and seconds_compressing; ranks, by name of the weight; feasible,
     random_state, error.
     """
@@ -129,20 +129,23 @@ class Evaluation:
             score = self.meter.score(small, trial)
             if score is not None:
                 trial.set_user_attr("score", score)
-        latency = None
-        if self.meter.times:
-            with self.gate.alone():
-                before = self._busy_elsewhere(trial)
-                latency = self.meter.latency(small)
-                contended = before or self._busy_elsewhere(trial)
-            trial.set_user_attr("latency", latency)
-            trial.set_user_attr("latency_contended", contended)
-        found = Measurement(score=score, latency=latency, **size)
+        found = Measurement(score=score, latency=self._latency(small, trial), **size)
         excess = {c.text: c.excess(found, self.dense) for c in self.constraints}
         if excess:
             set_excess(trial, excess)
             trial.set_user_attr("feasible", all(value <= 0 for value in excess.values()))
         return found
+
+    def _latency(self, small: nn.Module, trial: optuna.Trial) -> float | None:
+        """Measure it: while all threads stand still where it decides, else beside their trials."""
+        with self.gate.alone() if self.meter.times else self.gate.working():
+            before = self._contended(trial)
+            latency = self.meter.latency(small)
+            contended = before or self._contended(trial)
+        if latency is not None:
+            trial.set_user_attr("latency", latency)
+            trial.set_user_attr("latency_contended", contended)
+        return latency
 
     def _trained(
         self, training: Training, estimator: Any, trial: optuna.Trial
@@ -194,11 +197,15 @@ class Evaluation:
         small: nn.Module = compressor.fit_transform(network, self.data)
         return small.eval()
 
-    def _busy_elsewhere(self, trial: optuna.Trial) -> bool:
-        """Whether other processes, maybe on this machine, are at trials of the study."""
+    def _contended(self, trial: optuna.Trial) -> bool:
+        """Whether others are at trials of the study: processes, maybe on this machine, or threads.
+
+        Threads do not count where they stand still.
+        """
         running = trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         with self._lock:
-            return not {other.number for other in running} <= self._running
+            still = self._running if self.meter.times else {trial.number}
+            return not {other.number for other in running} <= still
 
 
 def _without_report(estimator: Any) -> None:
@@ -221,5 +228,10 @@ def row_of(trial: FrozenTrial) -> Row:
     known = trial.user_attrs
     found: Any = {name: known.get(name) for name in Measurement.__dataclass_fields__}
     return Row(
-        trial.number, trial.params, Measurement(**found), excess_of(trial), known.get("seconds")
+        trial.number,
+        trial.params,
+        Measurement(**found),
+        excess_of(trial),
+        known.get("seconds"),
+        bool(known.get("latency_contended")),
     )

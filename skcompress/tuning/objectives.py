@@ -30,7 +30,7 @@ class Measurement:
     """What was found out about one model.
 
     score : as `scoring` gives it; None where nobody asked
-    flops, latency : of one forward; None without an input, and seconds only where asked for
+    flops, latency : of one forward, the latter in seconds; None without an input
     bytes : of parameters and buffers
     """
 
@@ -74,7 +74,7 @@ class Meter:
 
     scorer : of a model in eval mode and a trial; None where no score is asked for
     example : arguments of one forward; None where there are no inputs
-    times : whether latency is measured
+    times : whether latency decides something, and is thus measured for longer, and alone
     """
 
     scorer: Scorer | None
@@ -97,10 +97,11 @@ class Meter:
         return None if self.scorer is None else self.scorer(model, trial)
 
     def latency(self, model: nn.Module) -> float | None:
-        """Measure seconds of one forward, where that is wanted."""
-        if not self.times or self.example is None:
+        """Measure seconds of one forward, where there is an input."""
+        if self.example is None:
             return None
-        return measure_latency(model, self.example.args, self.example.kwargs)
+        args, kwargs = self.example.args, self.example.kwargs
+        return measure_latency(model, args, kwargs, min_run_time=0.2 if self.times else 0.02)
 
 
 def example_of(

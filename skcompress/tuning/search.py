@@ -54,8 +54,9 @@ class CompressionSearch(Compressor):
         call it at a time. None where no objective and no constraint is about the score.
     objectives : str or tuple of str
         Of "score", "n_parameters", "flops" (of one forward of the first input), "bytes",
-        "latency" (seconds of that forward, measured while no other trial of this process
-        computes). One is made best; of several, the best compromises are found.
+        "latency" (seconds of that forward). One is made best; of several, the best compromises
+        are found. All are measured, as far as there are inputs and a scorer; latency, where it is
+        an objective or in a constraint, while no other trial of this process computes.
     n_trials : int or None
         How many finished trials the study is to have in the end, those that were there before
         and those of other processes among them. None: until `timeout`.

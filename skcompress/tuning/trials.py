@@ -22,6 +22,7 @@ class Row:
     found : what its model was measured to be
     excess : by how much each constraint is missed; not above 0 where it is met
     seconds : of the whole trial; None where the study does not say
+    contended : whether other trials ran while latency was measured; tables show it with a ~
     """
 
     number: int
@@ -29,6 +30,7 @@ class Row:
     found: Measurement
     excess: tuple[float, ...] = ()
     seconds: float | None = None
+    contended: bool = False
 
     @property
     def feasible(self) -> bool:
@@ -40,6 +42,7 @@ class Row:
         return {
             "trial": self.number,
             **asdict(self.found),
+            "latency_contended": self.contended,
             "seconds": self.seconds,
             "feasible": self.feasible,
             "params": dict(self.params),
@@ -88,7 +91,10 @@ class TrialTable(Sequence[Row]):
         ]
         names = sorted({name for row in self for name in row.params})
         lines = [_cells("dense", self.dense, measured, {}, names)] if self.dense else []
-        lines += [_cells(str(r.number), r.found, measured, r.params, names) for r in self]
+        lines += [
+            _cells(str(r.number), r.found, measured, r.params, names, contended=r.contended)
+            for r in self
+        ]
         headers = ["trial", *(_HEADERS.get(name, name) for name in measured), *names]
         align = ["right"] * (1 + len(measured)) + ["left"] * len(names)
         return tabulate(
@@ -111,16 +117,18 @@ def _cells(
     measured: Sequence[str],
     params: Mapping[str, Any],
     names: Sequence[str],
+    *,
+    contended: bool = False,
 ) -> list[str]:
-    values = [_shown(name, getattr(found, name)) for name in measured]
+    values = [_shown(name, getattr(found, name), contended=contended) for name in measured]
     return [label, *values, *(_param(params[n]) if n in params else "" for n in names)]
 
 
-def _shown(name: str, value: Any) -> str:
+def _shown(name: str, value: Any, *, contended: bool) -> str:
     if value is None:
         return ""
     if name == "latency":
-        return f"{1e3 * value:.3g}"
+        return f"{'~' if contended else ''}{1e3 * value:.3g}"
     return f"{value:.5g}" if name == "score" else f"{value:,}"
 
 

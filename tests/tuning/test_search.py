@@ -159,7 +159,7 @@ def test_latency_is_measured_alone_and_marked_where_other_processes_work(monkeyp
         scoring -= 1
         return closeness(small)
 
-    def watched(*_: object) -> float:
+    def watched(*_: object, **__: object) -> float:
         beside.append(scoring)
         threading.Event().wait(0.01)
         beside.append(scoring)
@@ -179,6 +179,28 @@ def test_latency_is_measured_alone_and_marked_where_other_processes_work(monkeyp
     again.study_.ask()  # as another process does, which is then at work
     again.set_params(n_trials=2).fit(MODEL, INPUTS)
     assert again.study_.trials[-1].user_attrs["latency_contended"]
+
+
+def test_latency_stands_in_the_front_though_nobody_asked():
+    one = search(n_trials=3).fit(MODEL, INPUTS)
+    assert all(row.found.latency > 0 and not row.contended for row in one.pareto_front_)
+    assert one.dense_.latency > 0
+    assert "ms" in str(one.pareto_front_)
+    assert "~" not in str(one.pareto_front_)
+
+
+def test_latency_that_nobody_asked_for_keeps_no_thread_waiting():
+    both = threading.Barrier(2, timeout=60)
+
+    def together(small: nn.Module) -> float:
+        if count_parameters(small) < count_parameters(MODEL):
+            both.wait()  # which two trials only pass at a time
+        return closeness(small)
+
+    rank = FloatRange(0.3, 0.6)
+    one = search(space={"rank": rank}, scoring=together, n_jobs=2, n_trials=2).fit(MODEL, INPUTS)
+    assert any(row.contended for row in one.trials_)
+    assert "~" in str(one.trials_)
 
 
 def test_threads_find_what_one_finds():
