@@ -9,13 +9,18 @@ model of a hundred million would take half a minute, and as much memory again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .threads import results_side_by_side
+
 # Bits counted in one pass.
 _DIGIT = 16
+# Numbers of a piece.
+_PIECE = 1 << 19
 # Values above which a sum is read off a histogram instead of from all of them, sorted.
 _MANY = 1 << 16
 # Bits of float32 that such a histogram leaves out: bins are 2^-12 of a value wide.
@@ -28,8 +33,8 @@ def numbers_kept(parts: Sequence[Values], n_kept: int) -> list[int]:
     """How many values of each part are among the `n_kept` largest of all.
 
     parts : each gives non-negative float values, the same at every call; it is called twice, and
-        only one part is held at a time. They are compared in float32; of equal values those of
-        earlier parts are taken.
+        only as many parts as torch has threads are held at a time. They are compared in float32;
+        of equal values those of earlier parts are taken.
     """
     if n_kept <= 0:
         return [0] * len(parts)
@@ -83,16 +88,24 @@ def relative(values: Tensor) -> Tensor:
 
 
 def _relative_by_bins(flat: Tensor) -> Tensor:
-    bins = _bits(flat) >> _BELOW
-    first, last = (int(end) for end in bins.aminmax())
-    bins -= first
-    own = torch.bincount(bins, weights=flat, minlength=last - first + 1).double()
+    bits = _bits(flat)
+    first, last = (int(end) >> _BELOW for end in bits.aminmax())
+    n_bins = last - first + 1
+    result = torch.empty_like(flat)
+    # What a piece is counted into is no larger than the piece.
+    cut = [pieces(one, at_least=n_bins) for one in (flat, bits, result)]
+    own = torch.zeros(n_bins, dtype=torch.float64, device=flat.device)
+    for values, its_bits, _ in zip(*cut, strict=True):
+        own += torch.bincount((its_bits >> _BELOW) - first, weights=values, minlength=n_bins)
     above = own.flip(0).cumsum(0).flip(0) - own
     # Upper ends of the bins.
     ends = torch.arange(first + 1, last + 2, dtype=torch.int32, device=flat.device) << _BELOW
     # Of a value alone in its bin the sum has all of it; of several, all but half of the others.
     sums = above + (own + torch.minimum(own, ends.view(torch.float32).double())) / 2
-    return flat * sums.reciprocal().to(torch.float32).index_select(0, bins)
+    inverse = sums.reciprocal().to(torch.float32)
+    for values, its_bits, there in zip(*cut, strict=True):
+        torch.mul(values, inverse.index_select(0, (its_bits >> _BELOW) - first), out=there)
+    return result
 
 
 def _bits(values: Tensor) -> Tensor:
@@ -120,20 +133,37 @@ class _Selected(NamedTuple):
     equal: list[int]
 
 
+def _counted(part: Values, shift: int, higher: int | None) -> Tensor:
+    """Count the digits above `shift`, of the numbers that have `higher` above these digits."""
+    found = part()
+    total = torch.zeros(1 << _DIGIT, dtype=torch.int64, device=found.device)
+    for bits in pieces(found):
+        if higher is None:
+            digits = bits >> shift
+        else:
+            digits = (bits[bits >> (shift + _DIGIT) == higher] >> shift) & ((1 << _DIGIT) - 1)
+        total += torch.bincount(digits, minlength=1 << _DIGIT)
+    # Those of many parts are held at the same time.
+    return total.to(torch.int32).cpu()
+
+
+def pieces(flat: Tensor, at_least: int = 0) -> Sequence[Tensor]:
+    """Cut a flat tensor so that what is computed of a piece stays in a CPU's cache.
+
+    Of a large one it would go to memory that the system has to clear first, which takes longer
+    than all else.
+    """
+    return flat.split(max(_PIECE, at_least)) if flat.device.type == "cpu" else (flat,)
+
+
 def _select(parts: Sequence[Values], n_bits: int, n: int) -> _Selected:
     """Find the n-th largest of non-negative integers of `n_bits` bits; 1 <= n <= their number."""
     above, equal = [0] * len(parts), [0] * len(parts)
     prefix = 0
     for shift in range(n_bits - _DIGIT, -1, -_DIGIT):
-        counts = []
-        for part in parts:
-            bits = part()
-            first = shift == n_bits - _DIGIT
-            if not first:
-                bits = bits[bits >> (shift + _DIGIT) == prefix]
-            digits = bits >> shift if first else (bits >> shift) & ((1 << _DIGIT) - 1)
-            # Those of many parts are held at the same time.
-            counts.append(torch.bincount(digits, minlength=1 << _DIGIT).to(torch.int32).cpu())
+        higher = None if shift == n_bits - _DIGIT else prefix
+        count = partial(_counted, shift=shift, higher=higher)
+        counts = results_side_by_side(count, parts, size=lambda _: 0)
         total = sum(counts, torch.zeros(1 << _DIGIT, dtype=torch.int64))
         not_below = total.flip(0).cumsum(0).flip(0)
         digit = int((not_below >= n - sum(above)).nonzero()[-1])

@@ -7,7 +7,7 @@ from threading import get_ident
 import pytest
 import torch
 
-from skcompress.threads import side_by_side
+from skcompress.threads import results_side_by_side, side_by_side
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -50,3 +50,29 @@ def test_an_error_is_raised_and_the_others_are_done(n_threads):
     assert torch.get_num_threads() == n_threads
     side_by_side(done.append, [(9,)])
     assert 9 in done
+
+
+def test_jobs_within_a_job_are_done_too(n_threads):
+    done = []
+    side_by_side(lambda i: side_by_side(done.append, [(i,), (10 + i,)]), [(i,) for i in range(4)])
+    assert sorted(done) == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def test_results_come_in_the_order_of_the_items(n_threads):
+    started = []
+
+    def call(n: int) -> int:
+        started.append(n)
+        return 2 * n
+
+    assert results_side_by_side(call, [3, 9, 1], size=abs) == [6, 18, 2]
+    assert started[0] == 9
+    assert results_side_by_side(call, [], size=abs) == []
+
+
+def test_of_several_errors_that_of_the_first_item_is_raised(n_threads):
+    def call(n: int) -> int:
+        raise ValueError(f"item {n}")
+
+    with pytest.raises(ValueError, match="item 3"):
+        results_side_by_side(call, [3, 9, 1], size=abs)

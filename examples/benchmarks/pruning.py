@@ -7,8 +7,9 @@
 
 Each method is `Pruner` with other settings. Networks, data, calibration inputs and results are
 those of posttraining.py: unlabelled training inputs, quality on the test part, one line of
-`--output`/results.jsonl for each result, and what is there is not computed again. Networks
-trained smooth and plain ones are told apart by the names of their runs. `--speed` needs no data:
+`--output`/results.jsonl for each result, and what is there is not computed again. Statistics of
+one draw serve all fits with it. Networks trained smooth and plain ones are told apart by the names
+of their runs. `--speed` needs no data:
 time and memory of pruning models with random weights.
 """
 
@@ -30,6 +31,7 @@ from pruning_speed import print_speed
 from tqdm import tqdm
 
 from skcompress import Pruner
+from skcompress.compressors.sharing import Shared, share
 
 WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
@@ -51,23 +53,23 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def jobs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], float, int, int | None]]:
-    """Settings, share kept, number of calibration inputs and seed of every fit."""
+def jobs(options: argparse.Namespace) -> Iterator[tuple[int, int | None, list[dict[str, Any]]]]:
+    """Number of calibration inputs and seed of every draw, and the settings fitted with it."""
+    kinds: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for method in options.methods:
         settings = METHODS[method]
-        calibrated = settings.get("refit") or settings["criterion"] in WITH_DATA
-        draws = product(options.images, options.seeds) if calibrated else [(0, None)]
-        for (inputs, seed), sparsity in product(draws, options.sparsity):
-            yield settings, round(1 - sparsity, 6), inputs, seed
+        kinds[bool(settings.get("refit")) or settings["criterion"] in WITH_DATA].append(settings)
+    yield 0, None, kinds[False]
+    for inputs, seed in product(options.images, options.seeds):
+        yield inputs, seed, kinds[True]
 
 
-def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
+def prune(subject: Subject, row: dict[str, Any], data: Any, shared: Shared) -> dict[str, Any]:
     """Fit, prune and measure; gives the row completed."""
-    n, seed = row["inputs"], row["seed"]
-    data = subject.task.calibration(n, np.random.default_rng(seed)) if n else None
+    first = not len(shared)
     pruner = Pruner(sparsity=1 - row["keep"], random_state=0, **row["settings"])
     return {
-        **completed(row, subject, pruner, data),
+        **completed(row, subject, share(pruner, shared), data, first=first),
         "nonzeros": pruner.n_nonzeros_out_,
         "zeros": pruner.sparsity_,
         "divergence": pruner.report_.divergence,
@@ -77,13 +79,17 @@ def prune(subject: Subject, row: dict[str, Any]) -> dict[str, Any]:
 def measure(subject: Subject, options: argparse.Namespace, results: Results) -> None:
     """Do for one network whatever is not yet among `results`."""
     about = measure_dense(subject, options.test_images, options.device, results)
-    for settings, keep, inputs, seed in (bar := tqdm(list(jobs(options)), desc=subject.name)):
-        row = {**about, "settings": settings, "keep": keep, "inputs": inputs, "seed": seed}
-        if row not in results:
-            row = prune(subject, row)
-            results.append(row)
-            shown = f"{1 - keep:.0%} zeros: {row['quality']:.2f}"
-            bar.write(f"{subject.name} {settings} {inputs=} {seed=} {shown}")
+    for inputs, seed, methods in (bar := tqdm(list(jobs(options)), desc=subject.name)):
+        data = subject.task.calibration(inputs, np.random.default_rng(seed)) if inputs else None
+        shared = Shared()
+        for settings, sparsity in product(methods, options.sparsity):
+            keep = round(1 - sparsity, 6)
+            row = {**about, "settings": settings, "keep": keep, "inputs": inputs, "seed": seed}
+            if row not in results:
+                row = prune(subject, row, data, shared)
+                results.append(row)
+                shown = f"{sparsity:.0%} zeros: {row['quality']:.2f}"
+                bar.write(f"{subject.name} {settings} {inputs=} {seed=} {shown}")
 
 
 def more(add: Any) -> None:

@@ -17,7 +17,7 @@ class Criterion(BaseEstimator, ABC):
 
     It sees tensors, never modules. `weight` is a finite float32 or float64 tensor without
     gradient, possibly non-contiguous, and is never changed. A subclass with randomness takes a
-    `random_state` parameter.
+    `random_state` parameter; one without is asked about several weights at a time, in threads.
     """
 
     search_space: ClassVar[SearchSpace] = {}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ...metrics import count_bytes, count_nonzeros
 from ...plan import LayerPlan, Plan, Zeros
 from ...protocols import Criterion, DataCriterion, SparsityAllocation
+from ...ranking import pieces
 from ...selection import Selection, Site, flat_shape
+from ...threads import results_side_by_side
 from ..calibrated import Calibration
 from ..comparing import Result
 from ..digests import Fingerprint, fingerprint
@@ -197,32 +199,37 @@ class PruningFit:
         scheme = type(self.method.criterion).__name__.lower()
         if self.method.pattern is not None:
             scheme += " {}:{}".format(*self.method.pattern)
-        for site in self.selection.sites:
-            row: dict[str, Any] = {
-                "name": site.name,
-                "kind": site.kind,
-                "shape": flat_shape(site.slot.shape),
-                "groups": site.slot.groups,
-                "before": site.slot.size,
-                "after": site.slot.size,
-                "shared_with": tuple(module for module, _ in site.users[1:]),
-            }
-            known = pruned.get(site.name)
-            if known is None:
-                row["reason"] = self.reasons[site.name]
-            else:
-                weight = working_weight(site, self.device)
-                lost = weight * ~known.kept(weight.device)
-                n_before = int(weight.count_nonzero())
-                n_after = n_before - int(lost.count_nonzero())
-                if known.values is not None:
-                    n_after = int(known.values.count_nonzero())
-                row["after"] = weight.numel()
-                row["scheme"] = scheme
-                row["nonzeros"] = n_before, n_after
-                row["error"] = _relative_norm(lost, weight)
-            rows[site.name] = LayerPlan(**row)
+        planned = results_side_by_side(
+            lambda site: self._row(site, scheme, pruned.get(site.name)),
+            self.selection.sites,
+            size=lambda site: site.slot.size,
+        )
+        rows |= {row.name: row for row in planned}
         return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
+
+    def _row(self, site: Site, scheme: str, known: PrunedWeight | None) -> LayerPlan:
+        row: dict[str, Any] = {
+            "name": site.name,
+            "kind": site.kind,
+            "shape": flat_shape(site.slot.shape),
+            "groups": site.slot.groups,
+            "before": site.slot.size,
+            "after": site.slot.size,
+            "shared_with": tuple(module for module, _ in site.users[1:]),
+        }
+        if known is None:
+            row["reason"] = self.reasons[site.name]
+        else:
+            weight = working_weight(site, self.device)
+            n_before, n_lost, error = _loss(weight, known.kept(weight.device))
+            n_after = n_before - n_lost
+            if known.values is not None:
+                n_after = int(known.values.count_nonzero())
+            row["after"] = weight.numel()
+            row["scheme"] = scheme
+            row["nonzeros"] = n_before, n_after
+            row["error"] = error
+        return LayerPlan(**row)
 
 
 def zeros(model: nn.Module, plan: Plan) -> Zeros:
@@ -244,11 +251,19 @@ def zeros(model: nn.Module, plan: Plan) -> Zeros:
     )
 
 
-def _relative_norm(part: Tensor, whole: Tensor) -> float:
-    """Norm of a tensor relative to that of another; 0 where that is 0."""
-    one, other = part.reshape(-1), whole.reshape(-1)
-    total = float(other @ other)
-    return (float(one @ one) / total) ** 0.5 if total > 0 else 0.0
+def _loss(weight: Tensor, kept: Tensor) -> tuple[int, int, float]:
+    """Count values other than zero, and those of them that go; and the relative norm of these.
+
+    kept : bool, of the weight's shape
+    """
+    n_before, n_lost, energy, lost_energy = 0, 0, 0.0, 0.0
+    for w, k in zip(pieces(weight.reshape(-1)), pieces(kept.reshape(-1)), strict=True):
+        lost = w * ~k
+        n_before += int(w.count_nonzero())
+        n_lost += int(lost.count_nonzero())
+        energy += float(w @ w)
+        lost_energy += float(lost @ lost)
+    return n_before, n_lost, (lost_energy / energy) ** 0.5 if energy > 0 else 0.0
 
 
 def _diagonal(moment: Tensor) -> Tensor:

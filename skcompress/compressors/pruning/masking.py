@@ -12,6 +12,7 @@ from ...calibration import Moments, kfac_energy
 from ...protocols import Prunable, SparsityAllocation
 from ...ranking import keep_largest
 from ...selection import Site
+from ...threads import results_side_by_side
 from ..digests import Fingerprint
 from ..factorizing import working_weight
 from .budget import least_kept, numbers_that_stay
@@ -50,11 +51,14 @@ def masked(
     ]
     counts = numbers_that_stay(owner, weights, sparsity, min_kept, allocation)
     del weights
-    result = []
-    for site, count in zip(sites, counts, strict=True):
+
+    def chosen(pair: tuple[Site, int]) -> PrunedWeight:
+        site, count = pair
         kept = keep_largest(scores.pop(site.name), count)
-        result.append(PrunedWeight.of(site.name, seen[site.name], kept))
-    return result
+        return PrunedWeight.of(site.name, seen[site.name], kept)
+
+    pairs = list(zip(sites, counts, strict=True))
+    return results_side_by_side(chosen, pairs, size=lambda pair: pair[0].slot.size)
 
 
 def masked_by_pattern(

@@ -13,6 +13,7 @@ from ...calibration import Statistics, weight_gradients
 from ...errors import CriterionScoreError
 from ...protocols import Criterion, DataCriterion, Evidence
 from ...selection import Site
+from ...threads import results_side_by_side
 from ..calibrated import Calibration, on
 from ..factorizing import working_weight
 
@@ -30,12 +31,19 @@ def scored(
     Sites that the data does not reach, where it is asked for, are missing.
     """
     if isinstance(criterion, Criterion):
-        found = {}
-        for site in sites:
-            weight = working_weight(site, device)
-            parts = [_checked(site, criterion, part, criterion.scores(part)) for part in weight]
-            found[site.name] = torch.stack(parts) if len(parts) > 1 else parts[0][None]
-        return found
+        # Memory that is taken by one thread and let go by another is slow to come back.
+        room = {site.name: torch.empty_like(working_weight(site, device)) for site in sites}
+
+        def score(site: Site) -> None:
+            for part, there in zip(working_weight(site, device), room[site.name], strict=True):
+                there.copy_(_checked(site, criterion, part, criterion.scores(part)))
+
+        if "random_state" in criterion.get_params():  # draws in the order of the weights
+            for site in sites:
+                score(site)
+        else:
+            results_side_by_side(score, sites, size=lambda site: site.slot.size)
+        return room
     assert calibration is not None
     return {
         site.name: torch.stack(

@@ -12,6 +12,7 @@ from ...factorized import kind_of
 from ...factorized.reparametrized import copied
 from ...factorized.writing import write_weights
 from ...selection import Site
+from ...threads import results_side_by_side
 from ..factorizing import add_offset, fingerprint, working_weight
 from .pruned import PrunedWeight
 
@@ -32,22 +33,34 @@ def pruned_copy(
         took part
     """
     result = copied(model)
+    by_module: dict[str, list[Site]] = {}
     for site in sites:
-        known = pruned.get(site.name)
-        if known is None or site.slot.read().is_meta:
-            continue
-        weight = working_weight(site, known.fingerprint.device)
-        if fingerprint(site.name, weight) == known.fingerprint:
-            values = known.applied(weight)
-        elif choose is None:
-            raise CalibratedWeightError(site.name)
-        else:
-            values = weight * choose(weight, known.n_kept)
-        module_name, slot_name = site.users[0]
-        module = result.get_submodule(module_name)
+        if site.name in pruned and not site.slot.read().is_meta:
+            by_module.setdefault(site.users[0][0], []).append(site)
+
+    def write(name: str) -> None:
+        module = result.get_submodule(name)
         kind = kind_of(module)
         assert kind is not None
-        write_weights(kind, module, {slot_name: values})
+        for site in by_module[name]:
+            values = _pruned_values(site, pruned[site.name], choose)
+            write_weights(kind, module, {site.users[0][1]: values})
+
+    def size(name: str) -> int:
+        return sum(site.slot.size for site in by_module[name])
+
+    results_side_by_side(write, list(by_module), size)
+    for known in pruned.values():
         if known.offset is not None and known.offset_to is not None:
             add_offset(result.get_submodule(known.offset_to), known.offset)
     return result
+
+
+def _pruned_values(site: Site, known: PrunedWeight, choose: Choose | None) -> Tensor:
+    """Give a weight as pruned: the one that was fitted, or another one by `choose`."""
+    weight = working_weight(site, known.fingerprint.device)
+    if fingerprint(site.name, weight) == known.fingerprint:
+        return known.applied(weight)
+    if choose is None:
+        raise CalibratedWeightError(site.name)
+    return weight * choose(weight, known.n_kept)
