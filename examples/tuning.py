@@ -35,7 +35,7 @@ RANKS = FloatRange(0.1, 0.5)
 PENALTY_EVERY = 4  # steps: the singular values change slowly, so this costs little accuracy
 PENALTIES = ["nuclear_norm", "first_difference", "second_difference"]
 # Steps rather than a range: what was trained once with one of them is met again by other ranks.
-WEIGHTS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+WEIGHTS = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 
 
 def build_network(seed: int) -> nn.Sequential:
@@ -155,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Search training and compression together: a table on digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--trials", type=int, default=150, help="of each study, in all")
+    parser.add_argument("--trials", type=int, default=300, help="of each study, in all")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="of the split, training and search")
     parser.add_argument("--storage", help="such as sqlite:///tuning.db; in memory without")
