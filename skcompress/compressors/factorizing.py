@@ -149,7 +149,7 @@ def factorize_sites(
     tasks = []
     for site in sites:
         weight = working_weight(site, device)
-        of = (fingerprint(site.name, weight), str(weight.dtype), str(weight.device))
+        of = (fingerprint(site.name, weight), str(weight.dtype))
         jobs: list[tuple[Hashable | None, Decomposition]] = []
         for d in compete(site):
             if d.scheme not in settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ def pruned_copy(
         return sum(site.slot.size for site in by_module[name])
 
     results_side_by_side(write, list(by_module), size)
-    for known in pruned.values():
+    for site in chain.from_iterable(by_module.values()):
+        known = pruned[site.name]
         if known.offset is not None and known.offset_to is not None:
             add_offset(result.get_submodule(known.offset_to), known.offset)
     return result
