@@ -37,7 +37,7 @@ def names(kind: str) -> list[str]:
     """Names registered for a kind, sorted. Loads nothing.
 
     >>> names("allocations")
-    ['auto', 'energy', 'erk', 'global', 'rd', 'sap', 'uniform']
+    ['auto', 'energy', 'erk', 'global', 'rd', 'relative', 'sap', 'uniform']
     """
     return sorted({point.name for point in _entry_points(kind)})
 

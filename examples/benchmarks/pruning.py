@@ -37,20 +37,21 @@ WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
 ROUNDS = 4
 
-# Settings of Pruner. What looks at weights alone is fitted without data.
+# Settings of Pruner, by criterion and by how scores of different weights are compared. What looks
+# at weights alone is fitted without data.
+SCORED: dict[str, dict[str, Any]] = {
+    **{name: {"criterion": name} for name in WITHOUT_DATA},
+    **{name: {"criterion": name, "allocation": "relative"} for name in WITH_DATA},
+    **{f"{name}, global": {"criterion": name, "allocation": "global"} for name in WITH_DATA},
+}
 METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"criterion": name} for name in (*WITHOUT_DATA, *WITH_DATA)},
+    **SCORED,
+    **{f"{name}, refit": {**settings, "refit": True} for name, settings in SCORED.items()},
     **{
-        f"{name}, refit": {"criterion": name, "refit": True}
-        for name in (*WITHOUT_DATA, *WITH_DATA)
+        f"{name}, refit in {ROUNDS} rounds": {**SCORED[name], "refit": True, "refit_rounds": ROUNDS}
+        for name in ("magnitude", "lamp", "wanda")
     },
-    **{
-        f"{name}, refit in {ROUNDS} rounds": {
-            "criterion": name, "refit": True, "refit_rounds": ROUNDS,
-        }
-        for name in ("magnitude", "lamp")
-    },
-}  # fmt: skip
+}
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[int, int | None, list[dict[str, Any]]]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import BudgetError
 from ..protocols import Allocation, Choice, Layer, Prunable, SparsityAllocation
-from ..ranking import numbers_kept
+from .largest import numbers_of_largest
 from .options import Options, frontier, pooled_options
 
 # Partial solutions carried from layer to layer. With fewer than this the result is
@@ -42,20 +42,7 @@ class GlobalBudget(Allocation, SparsityAllocation):
         return [o.choice(p) for o, p in zip(options, positions, strict=True)]
 
     def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
-        counts: dict[int, int] = {}
-        open_ = list(range(len(weights)))
-        # What gets its least leaves fewer values for the others, which may bring more to theirs.
-        while open_:
-            left = n_kept - sum(counts.values())
-            found = numbers_kept([weights[i].scores for i in open_], left)
-            short = {i: weights[i].least for i, n in zip(open_, found, strict=True)
-                     if n < weights[i].least}  # fmt: skip
-            if not short:
-                counts.update(zip(open_, found, strict=True))
-                break
-            counts.update(short)
-            open_ = [i for i in open_ if i not in short]
-        return [counts[i] for i in range(len(weights))]
+        return numbers_of_largest(weights, n_kept)
 
 
 def knapsack(options: Sequence[Options], budget: int) -> list[int]:

@@ -12,6 +12,7 @@ from models import random
 from skcompress.allocations.erk import ERK
 from skcompress.allocations.global_budget import GlobalBudget
 from skcompress.allocations.rate_distortion import RateDistortion, least_loss
+from skcompress.allocations.relative import RelativeScores
 from skcompress.allocations.sap import SAP, pq_index
 from skcompress.allocations.uniform import Uniform
 from skcompress.errors import AllocationValueError
@@ -31,6 +32,18 @@ def test_global_takes_the_largest_scores_once_every_weight_has_its_least():
     assert counts[0] == 30
     threshold = torch.cat([middle.abs().flatten(), large.abs().flatten()]).sort().values[-160]
     assert counts[1:] == [int((v.abs() >= threshold).sum()) for v in (middle, large)]
+
+
+def test_relative_divides_by_what_is_not_smaller_in_the_same_weight():
+    parts = [scale * random(1, 10, 20, seed=seed) for seed, scale in enumerate((0.01, 1.0, 30.0))]
+    shares = []
+    for part in parts:
+        ordered = part.abs().flatten().sort().values
+        shares.append(ordered / ordered.flip(0).cumsum(0).flip(0))
+    threshold = torch.cat(shares).sort().values[-90]
+    counts = RelativeScores().divide([prunable(v) for v in parts], 90)
+    assert counts == [int((share >= threshold).sum()) for share in shares]
+    assert RelativeScores().divide([prunable(v, 70) for v in parts], 230)[0] >= 70
 
 
 def test_uniform_and_erk_are_in_proportion_to_sizes_and_to_sums_of_axes():

@@ -8,7 +8,7 @@ from skcompress import registry, testing
 
 OUR_OWN = {
     "decompositions": ["svd", "spatial_svd", "tucker", "low_rank_sparse"],
-    "allocations": ["global", "uniform", "energy", "auto", "erk", "rd", "sap"],
+    "allocations": ["global", "uniform", "energy", "auto", "erk", "rd", "sap", "relative"],
     "regularizers": [
         *("nuclear_norm", "first_difference", "second_difference", "nuclear_ratio"),
         *("schatten", "stable_rank", "log_det", "hoyer_spectrum", "orthogonality"),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ...protocols import Criterion
+from ...protocols import Criterion, DataCriterion
 from ...spaces import Options, Plugins, SearchSpace
 from .base import PruningCompressor
 from .budget import sparsity_allocation
@@ -32,8 +32,11 @@ class Pruner(PruningCompressor):
     sparsity : float in [0, 1), default=0.5
         Share of the weights that are pruned that is zero afterwards, to one number; zeros that are
         there already are among them.
-    allocation : str or SparsityAllocation, default="global"
+    allocation : str or SparsityAllocation, default="auto"
         How the zeros are divided over the weights. ``"global"``: the least scores of all go.
+        ``"relative"``: the same, each score divided by the sum of those of its weight that are not
+        smaller. ``"auto"``: ``"relative"`` for criteria that take data, whose scores are of other
+        sizes in other layers, ``"global"`` for those that do not.
         ``"uniform"``: the same share everywhere. ``"erk"``: more is kept of small and narrow
         weights. ``"sap"``: more of those whose values are of one size. ``"rd"``: least loss of the
         network's outputs in sum, which takes data.
@@ -107,7 +110,7 @@ class Pruner(PruningCompressor):
     search_space: ClassVar[SearchSpace] = {
         # What takes data is named where there is some.
         "criterion": Plugins("criteria", protocol=Criterion),
-        "allocation": Options(("global", "uniform", "erk", "sap")),
+        "allocation": Options(("global", "relative", "uniform", "erk", "sap")),
         "refit": Options((False, True), needs_data=True),
     }
 
@@ -116,7 +119,7 @@ class Pruner(PruningCompressor):
         criterion: Any = "lamp",
         sparsity: float = 0.5,
         *,
-        allocation: Any = "global",
+        allocation: Any = "auto",
         pattern: str | None = None,
         refit: bool = False,
         refit_rounds: int = 1,
@@ -150,10 +153,14 @@ class Pruner(PruningCompressor):
 
     def _method(self) -> Method:
         owner = type(self).__name__
+        criterion = self._resolved_criterion(self.criterion)
+        allocation = self.allocation
+        if isinstance(allocation, str) and allocation == "auto":
+            allocation = "relative" if isinstance(criterion, DataCriterion) else "global"
         return Method(
-            self._resolved_criterion(self.criterion),
+            criterion,
             self.sparsity,
-            sparsity_allocation(owner, self.allocation),
+            sparsity_allocation(owner, allocation),
             parse_pattern(owner, self.pattern),
             self.min_kept,
             self.refit,

@@ -44,7 +44,7 @@ TOTAL = sum(w.numel() for w in weights(network()))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.777, 0.95])
-@pytest.mark.parametrize("allocation", ["global", "uniform", "erk", "sap", "rd"])
+@pytest.mark.parametrize("allocation", ["auto", "global", "relative", "uniform", "erk", "sap", "rd"])
 def test_the_share_of_zeros_is_hit_to_one_number(sparsity, allocation):
     pruner = Pruner("lamp", sparsity, allocation=allocation)
     sparse = pruner.fit_transform(network(), IMAGES)
@@ -73,6 +73,24 @@ def test_every_weight_keeps_its_least_share():
         pruner = Pruner("magnitude", 0.7, min_kept=least).fit(model)
         assert pruner.kept_["7"] == expected
         assert n_zeros(pruner.transform(model)) == round(0.7 * TOTAL)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "fisher"])
+def test_scores_from_data_are_compared_relative_to_their_own_weight(criterion):
+    other = network()
+    with torch.no_grad():
+        other[7].weight.mul_(2**-8)  # a power of two: nothing is rounded
+        other[7].bias.mul_(2**-8)
+        other[9].weight.mul_(2**8)
+
+    def kept(model, **settings):
+        pruner = Pruner(criterion, 0.7, random_state=0, **settings)
+        return [int((w != 0).sum()) for w in weights(pruner.fit_transform(model, IMAGES))]
+
+    assert kept(other) == pytest.approx(kept(network()), abs=2)
+    assert kept(other) == kept(other, allocation="relative")
+    if criterion != "fisher":  # which knows what comes after a layer
+        assert kept(other, allocation="global") != kept(network(), allocation="global")
 
 
 def test_uniform_keeps_the_same_share_of_each_weight():
