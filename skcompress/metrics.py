@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from .masks import n_nonzero
+
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     """Count the stored numbers of a model; what is shared counts once, buffers do not.
@@ -36,9 +38,7 @@ def count_nonzeros(model: nn.Module) -> int:
     6
     """
     return sum(
-        int(torch.count_nonzero(p.detach()))
-        for p in model.parameters()
-        if not isinstance(p, UninitializedParameter)
+        n_nonzero(p) for p in model.parameters() if not isinstance(p, UninitializedParameter)
     )
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .masks import compared
 from .threads import results_side_by_side
 
 # Bits counted in one pass.
@@ -58,10 +59,11 @@ def keep_largest(values: Tensor, n_kept: int) -> Tensor:
     bits = _bits(values.to(torch.promote_types(values.dtype, torch.float32)))
     found = _select([lambda: bits], 8 * bits.itemsize, n_kept)
     missing, n_equal = n_kept - found.above[0], found.equal[0]
+    seen = compared(bits)
     if missing == n_equal:
-        return (bits >= found.threshold).reshape(values.shape)
-    kept = bits > found.threshold
-    equal = (bits == found.threshold).nonzero()[:, 0]
+        return torch.as_tensor(seen >= found.threshold).reshape(values.shape)
+    kept = torch.as_tensor(seen > found.threshold)
+    equal = torch.as_tensor(seen == found.threshold).nonzero()[:, 0]
     kept[equal[torch.arange(missing, device=bits.device) * n_equal // missing]] = True
     return kept.reshape(values.shape)
 
@@ -141,7 +143,9 @@ def _counted(part: Values, shift: int, higher: int | None) -> Tensor:
         if higher is None:
             digits = bits >> shift
         else:
-            digits = (bits[bits >> (shift + _DIGIT) == higher] >> shift) & ((1 << _DIGIT) - 1)
+            seen = compared(bits)
+            within = torch.as_tensor(seen[seen >> (shift + _DIGIT) == higher])
+            digits = (within >> shift) & ((1 << _DIGIT) - 1)
         total += torch.bincount(digits, minlength=1 << _DIGIT)
     # Those of many parts are held at the same time.
     return total.to(torch.int32).cpu()

@@ -23,7 +23,7 @@ class RelativeScores(SparsityAllocation):
     References: Lee et al. 2021, arXiv 2010.07611.
 
     >>> import torch
-    >>> of_one, of_other = torch.tensor([[[4.0, 2.0, 1.0]]]), torch.tensor([[[0.02, 0.02, 0.02]]])
+    >>> of_one, of_other = torch.tensor([[[4.0, 1.0, 1.0]]]), torch.tensor([[[0.02, 0.02, 0.02]]])
     >>> weights = [Prunable(name, (1, 1, 3), 0, scores.clone, scores.clone)
     ...            for name, scores in (("one", of_one), ("other", of_other))]
     >>> RelativeScores().divide(weights, 4)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import cholesky, leading_subspace, short_side, tail_energies
+from ..masks import masked
 from ..protocols import Metric
 from ..ranking import keep_largest
 
@@ -63,7 +64,7 @@ class Closest(Goal):
         return (rest @ basis) @ basis.mT
 
     def sparse(self, rest: Tensor, n_kept: int) -> Tensor:
-        return rest * keep_largest(rest.abs(), n_kept)
+        return masked(rest, keep_largest(rest.abs(), n_kept))
 
 
 class Outputs(Goal):
@@ -108,12 +109,12 @@ def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
     """
     scale = 1 / gram.diagonal()
     tiny = torch.finfo(gram.dtype).tiny
-    values = rest * kept
-    slope = ((rest - values) @ gram) * kept
+    values = masked(rest, kept)
+    slope = masked((rest - values) @ gram, kept)
     direction = slope * scale
     power = (slope * direction).sum(1, keepdim=True)
     for _ in range(_STEPS):
-        change = (direction @ gram) * kept
+        change = masked(direction @ gram, kept)
         length = power / (direction * change).sum(1, keepdim=True).clamp(min=tiny)
         values, slope = values + length * direction, slope - length * change
         scaled, before = slope * scale, power

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...masks import masked, n_nonzero
 from ...metrics import count_bytes, count_nonzeros
 from ...plan import LayerPlan, Plan, Zeros
 from ...protocols import Criterion, DataCriterion, SparsityAllocation
@@ -21,7 +22,7 @@ from ..digests import Fingerprint, fingerprint
 from ..factorizing import working_weight
 from ..fitting import set_norms
 from ..regressing import NOT_REACHED
-from .masking import Distortion, distortion, masked, masked_by_pattern
+from .masking import Distortion, chosen, chosen_by_pattern, distortion
 from .patterns import unsuited
 from .pruned import PrunedWeight
 from .refitting import Refit
@@ -121,9 +122,9 @@ class PruningFit:
         """Decide which values stay; uses the scores up."""
         method = self.method
         if method.pattern is not None:
-            return masked_by_pattern(self.sites, scores, method.pattern, self.seen)
+            return chosen_by_pattern(self.sites, scores, method.pattern, self.seen)
         distortions = self._distortions(scores) if "distortion" in method.allocation.needs else {}
-        return masked(
+        return chosen(
             self.owner,
             self.sites,
             scores,
@@ -224,7 +225,7 @@ class PruningFit:
             n_before, n_lost, error = _loss(weight, known.kept(weight.device))
             n_after = n_before - n_lost
             if known.values is not None:
-                n_after = int(known.values.count_nonzero())
+                n_after = n_nonzero(known.values)
             row["after"] = weight.numel()
             row["scheme"] = scheme
             row["nonzeros"] = n_before, n_after
@@ -258,9 +259,9 @@ def _loss(weight: Tensor, kept: Tensor) -> tuple[int, int, float]:
     """
     n_before, n_lost, energy, lost_energy = 0, 0, 0.0, 0.0
     for w, k in zip(pieces(weight.reshape(-1)), pieces(kept.reshape(-1)), strict=True):
-        lost = w * ~k
-        n_before += int(w.count_nonzero())
-        n_lost += int(lost.count_nonzero())
+        lost = masked(w, ~k)
+        n_before += n_nonzero(w)
+        n_lost += n_nonzero(lost)
         energy += float(w @ w)
         lost_energy += float(lost @ lost)
     return n_before, n_lost, (lost_energy / energy) ** 0.5 if energy > 0 else 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...calibration import Moments, kfac_energy
+from ...masks import masked
 from ...protocols import Prunable, SparsityAllocation
 from ...ranking import keep_largest
 from ...selection import Site
@@ -22,7 +23,7 @@ from .pruned import PrunedWeight
 Distortion = Callable[[Sequence[int]], Sequence[float]]
 
 
-def masked(
+def chosen(
     owner: str,
     sites: Sequence[Site],
     scores: dict[str, Tensor],
@@ -52,16 +53,16 @@ def masked(
     counts = numbers_that_stay(owner, weights, sparsity, min_kept, allocation)
     del weights
 
-    def chosen(pair: tuple[Site, int]) -> PrunedWeight:
+    def choose(pair: tuple[Site, int]) -> PrunedWeight:
         site, count = pair
         kept = keep_largest(scores.pop(site.name), count)
         return PrunedWeight.of(site.name, seen[site.name], kept)
 
     pairs = list(zip(sites, counts, strict=True))
-    return results_side_by_side(chosen, pairs, size=lambda pair: pair[0].slot.size)
+    return results_side_by_side(choose, pairs, size=lambda pair: pair[0].slot.size)
 
 
-def masked_by_pattern(
+def chosen_by_pattern(
     sites: Sequence[Site],
     scores: dict[str, Tensor],
     pattern: tuple[int, int],
@@ -83,7 +84,8 @@ def distortion(scores: Tensor, weight: Tensor, moments: Moments, gradients: Tens
     def lost(counts: Sequence[int]) -> list[float]:
         gram, seen = moments.gram.to(weight.device), gradients.to(weight.device)
         return [
-            kfac_energy(weight * ~keep_largest(scores, count), gram, seen) / 2 for count in counts
+            kfac_energy(masked(weight, ~keep_largest(scores, count)), gram, seen) / 2
+            for count in counts
         ]
 
     return lost

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...masks import masked
 from ..digests import Fingerprint
 
 
@@ -51,7 +52,7 @@ class PrunedWeight:
         """Give the weight as pruned, a new tensor; `weight` is the one that was fitted."""
         kept = self.kept(weight.device)
         if self.values is None:
-            return weight * kept
+            return masked(weight, kept)
         result = torch.zeros_like(weight)
         result[kept] = self.values.to(weight)
         return result
