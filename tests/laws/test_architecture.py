@@ -15,7 +15,7 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "ranking", "supported", "threads", "unfolding"},
+    {"errors", "linalg", "masks", "ranking", "supported", "threads", "unfolding"},
     {"spaces"},
     {"protocols"},
     {"registry", "factorized", "decompositions", "allocations", "regularizers", "criteria",
@@ -28,7 +28,8 @@ LAYERS = [
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
 OPEN_TO_PLUGINS = {
-    "protocols", "spaces", "errors", "linalg", "ranking", "supported", "threads", "unfolding",
+    "protocols", "spaces", "errors", "linalg", "masks", "ranking", "supported", "threads",
+    "unfolding",
 }  # fmt: skip
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
