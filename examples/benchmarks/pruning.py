@@ -37,15 +37,16 @@ WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
 ROUNDS = 4
 
-# Settings of Pruner, by criterion and by how scores of different weights are compared. What looks
-# at weights alone is fitted without data.
+# Settings of Pruner, by criterion. What looks at weights alone is fitted without data. For
+# comparison, scores of all weights under one threshold as they are, and nothing made up for.
 SCORED: dict[str, dict[str, Any]] = {
     **{name: {"criterion": name} for name in WITHOUT_DATA},
     **{name: {"criterion": name, "allocation": "relative"} for name in WITH_DATA},
-    **{f"{name}, global": {"criterion": name, "allocation": "global"} for name in WITH_DATA},
 }
+AS_THEY_ARE: dict[str, Any] = {"allocation": "global", "recalibrate_norm": False}
 METHODS: dict[str, dict[str, Any]] = {
     **SCORED,
+    **{f"{name}, global": {"criterion": name, **AS_THEY_ARE} for name in WITH_DATA},
     **{f"{name}, refit": {**settings, "refit": True} for name, settings in SCORED.items()},
     **{
         f"{name}, refit in {ROUNDS} rounds": {**SCORED[name], "refit": True, "refit_rounds": ROUNDS}

@@ -96,10 +96,7 @@ class PruningCompressor(Compressor):
         outcome = PruningOutcome(fit.plan(pruned), pruned)
         divergence, measured = None, None
         if given is not None:
-            recalibrate = self.recalibrate_norm
-            if recalibrate == "auto":
-                recalibrate = "auto" if method.refit or method.updates else False
-            comparison = Comparison(fit, recalibrate, steps)
+            comparison = Comparison(fit, self.recalibrate_norm, steps)
             comparison.add(outcome)
             outcome, divergence, measured = comparison.best()
 

@@ -57,8 +57,8 @@ class Pruner(PruningCompressor):
     min_kept : float or int, default=0.01
         The least share (float) or number (int) of values that stays in each weight.
     recalibrate_norm : bool or "auto", default="auto"
-        With data: estimate mean and variance of batch normalisations anew. ``"auto"``: with
-        `refit`, or where the criterion changes values, if the outputs come closer by it.
+        With data: estimate mean and variance of batch normalisations anew. ``"auto"``: if the
+        outputs come closer by it.
     class_weight : dict, "balanced" or None
         With data ``(inputs, labels)``: how much inputs of each class count, for what a criterion
         asks of the data and for `refit`; 1 for labels that the dict does not have. ``"balanced"``:

@@ -93,6 +93,23 @@ def test_scores_from_data_are_compared_relative_to_their_own_weight(criterion):
         assert kept(other, allocation="global") != kept(network(), allocation="global")
 
 
+def test_normalisations_are_estimated_anew_where_outputs_come_closer_by_it():
+    model, pruner = network(), Pruner("wanda", 0.8)
+    model(IMAGES)
+    with torch.no_grad():
+        model[1].running_mean.copy_(model[0](IMAGES).mean((0, 2, 3)))
+        model[1].running_var.copy_(model[0](IMAGES).var((0, 2, 3)))
+    left = clone(pruner).set_params(recalibrate_norm=False).fit(model, IMAGES)
+    pruner.fit(model, IMAGES)
+    assert pruner.report_.divergence < left.report_.divergence
+    sparse = pruner.transform(model)
+    expected = sparse[0](IMAGES).mean((0, 2, 3))
+    assert torch.allclose(sparse[1].running_mean, expected, atol=1e-5)
+    for before, after in zip(weights(model), weights(sparse), strict=True):
+        assert torch.equal(after, before * (after != 0))  # what stays is what it was
+    assert torch.equal(left.transform(model)[1].running_mean, model[1].running_mean)
+
+
 def test_uniform_keeps_the_same_share_of_each_weight():
     pruner = MagnitudePruner(0.8, scope="layer").fit(network())
     for name, weight in zip(WEIGHTS, weights(network()), strict=True):
