@@ -103,6 +103,14 @@ def test_every_share_draw_and_method_is_one_result(benchmark, root, thin, capsys
     assert "lost 25.2" in printed  # the published figure at half of the parameters
 
 
+def test_methods_of_several_decompositions(benchmark, root, thin, capsys):
+    method = "everything, with sparse terms"
+    rows = run(benchmark, root, "--methods", method, "--seeds", "0", "--keep", "0.5")
+    assert [row["settings"] for row in rows[1:]] == [benchmark.METHODS[method]]
+    assert rows[1]["parameters_out"] <= rows[1]["parameters_in"] / 2
+    assert f"| {method} " in capsys.readouterr().out
+
+
 def test_what_is_there_is_not_computed_again(benchmark, root, thin, monkeypatch):
     rows = run(benchmark, root)
     fits = []

@@ -89,7 +89,7 @@ def compress(
         settings = row["settings"]
         kind = LowRankCompressor if "decomposition" in settings else SVDCompressor
         compressor = kind(
-            row["keep"],
+            rank=row["keep"],
             random_state=0,
             max_positions=row["positions"],
             measure=False,
