@@ -13,7 +13,7 @@ from .largest import numbers_of_largest
 
 
 class RelativeScores(SparsityAllocation):
-    """Those values stay whose scores are largest of what is not smaller in their weight.
+    """Those values stay whose scores are the largest shares of what is not smaller in a weight.
 
     A score is divided by the sum of the scores of its weight that are not smaller: LAMP's rule for
     magnitudes, for any criterion. Scores of different weights then need not be in one unit, nor of
