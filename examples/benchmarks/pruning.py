@@ -38,16 +38,20 @@ WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
 ROUNDS = 4
 
 # Settings of Pruner, by criterion. What looks at weights alone is fitted without data. For
-# comparison, scores of all weights under one threshold as they are, and nothing made up for.
+# comparison, scores of all weights under one threshold as they are; without a refit batch
+# normalisations are left then, but for OBS, which changes what stays.
 SCORED: dict[str, dict[str, Any]] = {
     **{name: {"criterion": name} for name in WITHOUT_DATA},
     **{name: {"criterion": name, "allocation": "relative"} for name in WITH_DATA},
 }
-AS_THEY_ARE: dict[str, Any] = {"allocation": "global", "recalibrate_norm": False}
+GLOBAL: dict[str, dict[str, Any]] = {
+    f"{name}, global": {"criterion": name, "allocation": "global"} for name in WITH_DATA
+}
+LEFT: dict[str, Any] = {"recalibrate_norm": False}
 METHODS: dict[str, dict[str, Any]] = {
     **SCORED,
-    **{f"{name}, global": {"criterion": name, **AS_THEY_ARE} for name in WITH_DATA},
-    **{f"{name}, refit": {**settings, "refit": True} for name, settings in SCORED.items()},
+    **{name: s if s["criterion"] == "obs" else {**s, **LEFT} for name, s in GLOBAL.items()},
+    **{f"{name}, refit": {**s, "refit": True} for name, s in {**SCORED, **GLOBAL}.items()},
     **{
         f"{name}, refit in {ROUNDS} rounds": {**SCORED[name], "refit": True, "refit_rounds": ROUNDS}
         for name in ("magnitude", "lamp", "wanda")

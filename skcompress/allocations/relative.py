@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from ..protocols import Prunable, SparsityAllocation
 from ..ranking import relative
 from .largest import numbers_of_largest
@@ -31,14 +29,9 @@ class RelativeScores(SparsityAllocation):
     """
 
     def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
-        return numbers_of_largest([replace(w, scores=_Relative(w)) for w in weights], n_kept)
+        return numbers_of_largest([_in_shares(weight) for weight in weights], n_kept)
 
 
-class _Relative:
-    """Gives the relative scores of a weight; they are made anew, not held for all weights."""
-
-    def __init__(self, weight: Prunable):
-        self._weight = weight
-
-    def __call__(self) -> Tensor:
-        return relative(self._weight.scores())
+def _in_shares(weight: Prunable) -> Prunable:
+    # Made anew at every call: held, they would take as much memory as all scores.
+    return replace(weight, scores=lambda: relative(weight.scores()))

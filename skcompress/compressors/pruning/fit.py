@@ -52,11 +52,7 @@ class Method:
     def updates(self) -> bool:
         """Whether the criterion itself has other values for what stays."""
         written = type(self.criterion)
-        return (
-            issubclass(written, DataCriterion)
-            and written.updated is not DataCriterion.updated
-            and not self.refit
-        )
+        return issubclass(written, DataCriterion) and written.updated is not DataCriterion.updated
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class Pruner(PruningCompressor):
         owner = type(self).__name__
         criterion = self._resolved_criterion(self.criterion)
         allocation = self.allocation
-        if isinstance(allocation, str) and allocation == "auto":
+        if allocation == "auto":
             allocation = "relative" if isinstance(criterion, DataCriterion) else "global"
         return Method(
             criterion,
