@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from .compressors.pruning.pruner import Pruner
     from .compressors.svd import SVDCompressor
     from .compressors.tucker import TuckerCompressor
-    from .metrics import (
-        count_bytes,
-        count_flops,
-        count_nonzeros,
-        count_parameters,
-        measure_latency,
-    )
+    from .metrics import count_bytes, count_flops, count_nonzeros, count_parameters, measure_latency
     from .plotting import ParetoDisplay, SpectrumDisplay, WeightDisplay
     from .regularizers.finite_difference import FirstDifference, SecondDifference
     from .regularizers.frobenius import FrobeniusNorm

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .errors import (
-    ComputedWeightError,
-    NonFiniteWeightError,
-    ProximalError,
-    RegularizerValueError,
-)
-from .protocols import Regularizer
-from .regularizers.sum import SumRegularizer
-from .selection import (
+from .errors import ComputedWeightError, NonFiniteWeightError, ProximalError, RegularizerValueError
+from .network.weights import (
     Site,
     as_patterns,
     check_model,
@@ -30,6 +23,8 @@ from .selection import (
     require_sites,
     select,
 )
+from .protocols import Regularizer
+from .regularizers.sum import SumRegularizer
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skcompress import SVDCompressor
-from skcompress.factorized import Factorized
+from skcompress.layers import Factorized
 
 # What `low_rank_` leaves of every weight, and what `exact` asks for.
 RANK = 2

@@ -15,7 +15,7 @@ from models import RANK, distance, factorized, low_rank_, seeded
 from torch import Tensor, nn
 
 from skcompress import SVDCompressor, TuckerCompressor, count_parameters
-from skcompress.factorized import Factorized, kind_of
+from skcompress.layers import Factorized, kind_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 

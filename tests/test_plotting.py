@@ -23,10 +23,10 @@ from skcompress.errors import (
     NonFiniteWeightError,
     SelectionError,
 )
+from skcompress.network.weights import select
 from skcompress.plotting import SpectrumDisplay, WeightDisplay
 from skcompress.plotting.energies import rank_keeping, total_share
 from skcompress.protocols import Spectrum
-from skcompress.selection import select
 from skcompress.testing import check_untouched, snapshot
 from skcompress.unfolding import SCHEMES, unfold
 

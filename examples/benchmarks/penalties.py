@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.benchmark import Timer
 
 from skcompress import NuclearNorm, registry
-from skcompress.selection import select
+from skcompress.network.weights import select
 
 DEFAULTS = ("nuclear_norm", "first_difference", "second_difference")
 

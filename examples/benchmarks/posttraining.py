@@ -35,8 +35,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skcompress import LowRankCompressor, SVDCompressor
-from skcompress.compressors.sharing import Shared, share
 from skcompress.errors import BudgetError
+from skcompress.fitting.sharing import Shared, share
 
 # What everything at once adds to the defaults, which are sequential, global, all schemes.
 EVERYTHING: dict[str, Any] = {

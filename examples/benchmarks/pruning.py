@@ -31,7 +31,7 @@ from pruning_speed import print_speed
 from tqdm import tqdm
 
 from skcompress import Pruner
-from skcompress.compressors.sharing import Shared, share
+from skcompress.fitting.sharing import Shared, share
 
 WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")

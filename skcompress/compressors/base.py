@@ -21,41 +21,30 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .. import calibration, registry
-from ..calibration import fold
-from ..calibration.workload import count_calls
+from .. import registry
 from ..decompositions.pivoted import Pivoted
-from ..factorized import densify
+from ..fitting.calibrated import Calibration, foldable_norms
+from ..fitting.choosing import best_outcome
+from ..fitting.factorizing import FactorizedSite, factorize_sites
+from ..fitting.fitting import Fitting, set_norms, trimmed
+from ..fitting.pivoting import NO_SPARSE, prefer_pivots, storable
+from ..fitting.planning import asked_ranks, compare_to_plan, rank_patterns, restore_ties
+from ..fitting.regressing import regress_sites
+from ..fitting.replacing import replaced
+from ..fitting.sharing import Known, Shared
+from ..fitting.steps import Steps
+from ..fitting.workload import workload
+from ..layers import densify
 from ..metrics import count_parameters
+from ..network.batches import batches as as_batches
+from ..network.batches import device_of
+from ..network.calls import count_calls
+from ..network.normalization import fold
+from ..network.weights import Site, check_model, check_patterns, require_sites, select
 from ..plan import Plan, Report
 from ..protocols import Allocation, Compressor, Decomposition
-from ..selection import Site, check_model, check_patterns, require_sites, select
 from ..spaces import FloatRange, Options, Plugins, SearchSpace
-from .calibrated import Calibration, foldable_norms
-from .checks import (
-    PATTERNS,
-    RANKS,
-    check_rank,
-    rank_allocation,
-    require_support,
-    seeded,
-    uses_data,
-)
-from .choosing import best_outcome
-from .factorizing import FactorizedSite, factorize_sites
-from .fitting import Fitting, set_norms, trimmed
-from .pivoting import NO_SPARSE, prefer_pivots, storable
-from .planning import (
-    asked_ranks,
-    compare_to_plan,
-    rank_patterns,
-    restore_ties,
-)
-from .regressing import regress_sites
-from .replacing import replaced
-from .sharing import Known, Shared
-from .steps import Steps
-from .workload import workload
+from .checks import PATTERNS, RANKS, check_rank, rank_allocation, require_support, seeded, uses_data
 
 
 @contextmanager
@@ -186,12 +175,12 @@ class FactorizingCompressor(Compressor):
         selection = select(model, self.layers, self.exclude)
         require_sites(owner, selection)
 
-        steps = Steps(calibration.device_of(model))
+        steps = Steps(device_of(model))
         shared = self._results()
         n_in, given, counted = count_parameters(model), None, None
         folded: dict[str, str] = {}
         if calibrated or self.cost == "flops":
-            batches = calibration.batches(owner, data, model)
+            batches = as_batches(owner, data, model)
             known = Known.about(shared, model, data)
         if calibrated:
             with steps("observe"):

@@ -17,9 +17,9 @@ from sklearn.utils._param_validation import (
 
 from .. import registry
 from ..errors import AllocationKindError, MissingDataError, NoLayerError
+from ..fitting.factorizing import FactorizedSite
+from ..fitting.planning import why_unsupported
 from ..protocols import Allocation, Decomposition
-from .factorizing import FactorizedSite
-from .planning import why_unsupported
 
 RANKS: list[Any] = [
     Interval(RealNotInt, 0, 1, closed="right"),

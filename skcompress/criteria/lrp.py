@@ -14,7 +14,7 @@ class LRP(DataCriterion):
     """|E[R]|: the relevance that layer-wise propagation finds to flow through a number.
 
     The output for the most probable class is handed back layer by layer, to each number in
-    proportion to what it contributed; `skcompress.calibration.relevance` has the rules.
+    proportion to what it contributed; `skcompress.statistics.relevance` has the rules.
 
     rule : "epsilon", for contributions of both signs; or "positive", the paper's for convolutions:
         numbers that never contribute to the positive part of an output, such as all negative ones

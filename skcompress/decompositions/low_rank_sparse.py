@@ -142,7 +142,7 @@ class LowRankSparse(Decomposition):
         How many times the positions and values of the term are chosen anew, by turns with the
         factors. More is never worse, and takes as many times as long.
 
-    It saves numbers, not time: see `skcompress.factorized.sparse`.
+    It saves numbers, not time: see `skcompress.layers.sparse`.
 
     The turns are taken for a few ranks; ranks between have the term of the one next to them that
     suits them better, and factors that are optimal for it.

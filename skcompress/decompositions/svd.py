@@ -11,16 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..linalg import balanced_factors, break_even, leading_subspace, tail_energies
-from ..protocols import (
-    Curve,
-    Decomposition,
-    Factorization,
-    Factors,
-    Metric,
-    Rank,
-    Spectrum,
-    Stage,
-)
+from ..protocols import Curve, Decomposition, Factorization, Factors, Metric, Rank, Spectrum, Stage
 from ..spaces import Options, SearchSpace
 from ..unfolding import unfold
 from .regression import Fold, RegressionFactorization

@@ -5,10 +5,7 @@ do next. Each also derives from the built-in exception that callers would expect
 """
 
 from .base import SkcompressError
-from .budgets import (
-    BudgetError,
-    MissingSpectrumError,
-)
+from .budgets import BudgetError, MissingSpectrumError
 from .data import (
     BatchTypeError,
     CalibratedWeightError,
@@ -36,11 +33,7 @@ from .models import (
     PlanMismatchError,
     SelectionError,
 )
-from .penalties import (
-    ComputedWeightError,
-    ProximalError,
-    RegularizerValueError,
-)
+from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
 from .plugins import (
     MissingPluginError,
     NotInstalledError,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..compressors.factorizing import working_weight
 from ..errors import ModelMismatchError, NonFiniteWeightError
-from ..selection import (
+from ..fitting.factorizing import working_weight
+from ..network.weights import (
     Patterns,
     Selection,
     Site,

@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from torch import Tensor, nn
 
 from ..linalg import leading_subspace
+from ..network.weights import Patterns
 from ..protocols import Spectrum
-from ..selection import Patterns
 from ..unfolding import SCHEMES, unfold
 from .energies import lost_energy, pooled_values, rank_keeping, stored_share, total_share
 from .matching import finite_weight, matching_sites

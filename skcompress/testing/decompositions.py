@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compressors.last_factor import knows_inputs
-from ..factorized.chain import multiply_out
+from ..fitting.last_factor import knows_inputs
+from ..layers.chain import multiply_out
 from ..protocols import Curve, Decomposition, Factorization, Metric, Rank
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator

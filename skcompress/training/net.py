@@ -20,8 +20,8 @@ from skorch.utils import to_tensor
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..calibration import same_randomness
 from ..errors import ModelCopyError
+from ..network.observing import same_randomness
 from ..spaces import FloatRange, IntRange, SearchSpace
 from .inputs import as_array, cast, is_handed_on
 from .mlp import MLP

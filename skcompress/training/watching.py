@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..calibration import Turn
+from ..network.observing import Turn
 
 Look = Callable[[nn.Module, int], None]
 

@@ -14,9 +14,9 @@ from sklearn.base import clone
 from torch import nn
 
 from ..compressors.base import FactorizingCompressor
-from ..compressors.sharing import Shared, compressors_in, share
 from ..errors import BudgetError
-from ..factorized.reparametrized import copied
+from ..fitting.sharing import Shared, compressors_in, share
+from ..layers.reparametrized import copied
 from ..protocols import Compressor
 from .candidates import Candidates, seeded
 from .constraints import Constraint

@@ -9,10 +9,9 @@ from typing import Any
 from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
-from ..calibration import batches
-from ..calibration.batches import Batch
 from ..errors import MissingDataError, UnknownNameError
 from ..metrics import count_bytes, count_flops, count_parameters, measure_latency
+from ..network.batches import Batch, batches
 from .scoring import Scorer
 
 # Which way is better; what is not maximised is minimised.

@@ -16,9 +16,9 @@ from sklearn.metrics import get_scorer
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
-from ..calibration import batches
-from ..calibration.outputs import main_output
 from ..errors import MissingValidationError, ScoreError, ValidationShapeError
+from ..network.batches import batches
+from ..statistics.outputs import main_output
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..calibration import device_of, restored_randomness, same_randomness
-from ..compressors.sharing import Shared
 from ..errors import CalibrationError, NoCompressorError
+from ..fitting.sharing import Shared
+from ..network.batches import device_of
+from ..network.observing import restored_randomness, same_randomness
+from ..network.weights import check_model
 from ..protocols import Compressor
-from ..selection import check_model
 from .candidates import Candidates, candidates, trains
 from .choosing import chosen, completed_rows, front_of
 from .constraints import Constraint, parse_all

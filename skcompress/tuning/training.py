@@ -15,9 +15,9 @@ from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from ..calibration import device_of
-from ..compressors.sharing import Shared, share
 from ..errors import TrainingDataError
+from ..fitting.sharing import Shared, share
+from ..network.batches import device_of
 
 Look = Callable[[nn.Module, int], None]
 _OF_COMPRESSION = re.compile(r"(?:^|__|\.)compressor(?:$|__|\.)")

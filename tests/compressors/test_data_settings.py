@@ -14,9 +14,10 @@ from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
-from skcompress.calibration import batches, divergence
-from skcompress.compressors import importance
 from skcompress.errors import CalibratedWeightError, MissingDataError
+from skcompress.fitting import importance
+from skcompress.network.batches import batches
+from skcompress.statistics.divergence import divergence
 
 COMPRESSORS = [SVDCompressor, TuckerCompressor, LowRankCompressor]
 

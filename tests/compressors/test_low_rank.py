@@ -14,7 +14,7 @@ from torch import nn
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import NoLayerError
-from skcompress.factorized import Factorized
+from skcompress.layers import Factorized
 from skcompress.plan import Plan
 
 

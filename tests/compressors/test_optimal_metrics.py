@@ -8,10 +8,11 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
-from skcompress.calibration import batches, output_moments
-from skcompress.compressors.calibrated import DAMPING
+from skcompress.fitting.calibrated import DAMPING
+from skcompress.network.batches import batches
+from skcompress.network.weights import select
 from skcompress.protocols import Metric
-from skcompress.selection import select
+from skcompress.statistics.gradients import output_moments
 
 RIDGE = Metric.ridge
 

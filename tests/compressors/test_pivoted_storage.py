@@ -14,7 +14,7 @@ from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.errors import CalibratedWeightError
-from skcompress.factorized.pivot import PivotedFactor
+from skcompress.layers.pivot import PivotedFactor
 from skcompress.plan import Plan
 from skcompress.testing import check_compressor
 

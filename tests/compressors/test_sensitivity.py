@@ -8,7 +8,7 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor, count_parameters
-from skcompress.compressors.importance import POWERS, TRIED_ON
+from skcompress.fitting.importance import POWERS, TRIED_ON
 
 POWERS_BY_HAND = (0.0, 0.25, 0.5, 1.0)
 

@@ -14,13 +14,9 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
-from skcompress.compressors import calibrated
 from skcompress.decompositions.svd import SVD
-from skcompress.errors import (
-    CalibratedWeightError,
-    MissingDataError,
-    OneShotDataError,
-)
+from skcompress.errors import CalibratedWeightError, MissingDataError, OneShotDataError
+from skcompress.fitting import calibrated
 from skcompress.testing import check_untouched, snapshot
 
 

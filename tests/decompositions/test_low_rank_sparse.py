@@ -10,12 +10,12 @@ from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from skcompress import LowRankCompressor, count_parameters
-from skcompress.compressors.refining import RefinedFactorization
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.decompositions.pivoted import Pivoted
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import BudgetError
-from skcompress.factorized.chain import multiply_out
+from skcompress.fitting.refining import RefinedFactorization
+from skcompress.layers.chain import multiply_out
 from skcompress.protocols import Metric
 from skcompress.testing import awkward_weights, check_decomposition
 

@@ -10,7 +10,7 @@ from skcompress.decompositions.pivoted import BOUND, Pivoted, pivot_rows, pivote
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
-from skcompress.factorized.chain import merge_groups, merge_stages, multiply_out
+from skcompress.layers.chain import merge_groups, merge_stages, multiply_out
 from skcompress.linalg import break_even
 from skcompress.protocols import Factors, Metric, Stage
 from skcompress.testing import awkward_weights, check_decomposition

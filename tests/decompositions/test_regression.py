@@ -7,7 +7,7 @@ import torch
 
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
-from skcompress.factorized.chain import multiply_out
+from skcompress.layers.chain import multiply_out
 from skcompress.protocols import Metric
 
 SCHEMES = {"output": SVD("output"), "input": SVD("input"), "spatial": SpatialSVD()}

@@ -7,7 +7,7 @@ from torch import nn
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
-from skcompress.factorized.chain import multiply_out
+from skcompress.layers.chain import multiply_out
 from skcompress.linalg import break_even
 from skcompress.testing import awkward_weights
 

@@ -15,14 +15,16 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "masks", "ranking", "supported", "threads", "unfolding"},
+    {"errors", "linalg", "masks", "precision", "ranking", "supported", "threads", "unfolding"},
     {"spaces"},
     {"protocols"},
-    {"registry", "factorized", "decompositions", "allocations", "regularizers", "criteria",
+    {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria",
      "metrics", "plan"},
-    {"selection"},
-    {"calibration"},
-    {"compressors", "penalties"},
+    {"network"},
+    {"statistics"},
+    {"lockstep"},
+    {"fitting", "penalties"},
+    {"compressors"},
     {"testing", "training", "tuning", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.

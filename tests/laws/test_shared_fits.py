@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skcompress import registry
 from skcompress.compressors.base import FactorizingCompressor
-from skcompress.compressors.sharing import Shared, share
+from skcompress.fitting.sharing import Shared, share
 from skcompress.testing.cases import small_models
 
 # What is shared are factorisations, and what is needed for them: of those that divide ranks.

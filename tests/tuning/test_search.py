@@ -14,13 +14,7 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 from torch.utils.data import DataLoader
 
-from skcompress import (
-    SVDCompressor,
-    TuckerCompressor,
-    count_bytes,
-    count_flops,
-    count_parameters,
-)
+from skcompress import SVDCompressor, TuckerCompressor, count_bytes, count_flops, count_parameters
 from skcompress.spaces import FloatRange, IntRange
 from skcompress.testing import check_untouched, snapshot
 from skcompress.tuning.pareto import nondominated

@@ -25,13 +25,13 @@ from skcompress import (
     TuckerCompressor,
     count_parameters,
 )
-from skcompress.compressors.sharing import Shared
 from skcompress.errors import (
     CalibrationError,
     FailedTrialsError,
     NoCompressorError,
     TrainingDataError,
 )
+from skcompress.fitting.sharing import Shared
 from skcompress.spaces import FloatRange, IntRange
 from skcompress.testing import check_untouched, snapshot
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from skcompress.calibration import Batches, Reference, estimated, n_samples
-from skcompress.compressors.fitting import NormStatistics, set_norms
 from skcompress.errors import OutputShapeError, OutputTypeError
-from skcompress.factorized.reparametrized import copied
+from skcompress.fitting.fitting import NormStatistics, set_norms
+from skcompress.layers.reparametrized import copied
+from skcompress.network.batches import Batches, n_samples
+from skcompress.statistics.divergence import Reference
+from skcompress.statistics.norms import estimated
 
 # From fewer inputs, as people give them for their shape, nothing should be estimated unasked.
 ENOUGH = 64

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skcompress.calibration import Statistics
-from skcompress.compressors.calibrated import Calibration
-from skcompress.selection import Site
+from skcompress.fitting.calibrated import Calibration
+from skcompress.network.weights import Site
+from skcompress.statistics.moments import Statistics
 
 from .budget import Ranking
 from .differentiated import relevance_scores, taylor_scores

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skcompress.calibration import Batch, Batches, fold, following, observer
-from skcompress.calibration.backward import prepared, score
-from skcompress.calibration.outputs import Form, checked_rows, form_of
-from skcompress.calibration.relevance import set_rule
-from skcompress.compressors.calibrated import foldable_norms
+from skcompress.fitting.calibrated import foldable_norms
+from skcompress.network.batches import Batch, Batches
+from skcompress.network.normalization import fold, following
+from skcompress.network.observing import observer
+from skcompress.statistics.backward import prepared, score
+from skcompress.statistics.outputs import Form, checked_rows, form_of
+from skcompress.statistics.relevance import set_rule
 
 from .errors import LabelError
 from .gates import gate_gradients

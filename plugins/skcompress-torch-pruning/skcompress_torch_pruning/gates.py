@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skcompress.calibration import Batch, Batches, device_of, n_samples, same_randomness
-from skcompress.calibration.backward import differentiable
-from skcompress.calibration.collect import noting
+from skcompress.network.batches import Batch, Batches, device_of, n_samples
+from skcompress.network.observing import noting, same_randomness
+from skcompress.statistics.backward import differentiable
 
 from .groups import ChannelGroup, Member
 

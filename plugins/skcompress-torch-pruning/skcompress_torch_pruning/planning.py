@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from skcompress.selection import Patterns, as_patterns, display_name, matches
+from skcompress.network.weights import Patterns, as_patterns, display_name, matches
 
 from .groups import ChannelGroup, Removal, Resize
 from .plan import ChannelPlan, GroupPlan, LayerSides, described

@@ -11,18 +11,20 @@ from sklearn.utils._param_validation import Interval, InvalidParameterError, Str
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skcompress import calibration
-from skcompress.calibration import Batches, observer, weighted
-from skcompress.calibration.workload import count_calls
-from skcompress.compressors.calibrated import Calibration
 from skcompress.compressors.checks import PATTERNS
-from skcompress.compressors.fitting import set_norms
-from skcompress.compressors.steps import Steps
 from skcompress.errors import CalibratedWeightError, NoLayerError
-from skcompress.factorized.reparametrized import copied
+from skcompress.fitting.calibrated import Calibration
+from skcompress.fitting.fitting import set_norms
+from skcompress.fitting.steps import Steps
+from skcompress.layers.reparametrized import copied
 from skcompress.metrics import count_flops, count_parameters
+from skcompress.network.batches import Batches, device_of
+from skcompress.network.batches import batches as as_batches
+from skcompress.network.calls import count_calls
+from skcompress.network.observing import observer
+from skcompress.network.weighting import weighted
+from skcompress.network.weights import Selection, Site, check_model, check_patterns, select
 from skcompress.protocols import Compressor
-from skcompress.selection import Selection, Site, check_model, check_patterns, select
 from skcompress.spaces import FloatRange, Options, SearchSpace
 
 from .budget import channel_costs, choose, flop_costs, parameter_costs
@@ -218,9 +220,9 @@ class ChannelPruner(Compressor):
         check_patterns("layers", self.layers, model)
         check_patterns("exclude", self.exclude, model)
         check_values(model)
-        batches = calibration.batches(owner, data, model)
+        batches = as_batches(owner, data, model)
         data_in = weighted(batches, self.class_weight, sample_weight)
-        steps = Steps(calibration.device_of(model))
+        steps = Steps(device_of(model))
         selection = select(model)
         sites = {s.users[0][0]: s for s in selection.sites if s.alone and mixes(s.modules[0])}
 

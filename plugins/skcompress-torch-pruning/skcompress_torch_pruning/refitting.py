@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skcompress.compressors.calibrated import Calibration
-from skcompress.compressors.factorizing import add_offset, missing_mean
-from skcompress.compressors.in_order import Goal, InOrder, StandIn
 from skcompress.decompositions.regression import least_squares
-from skcompress.factorized.reparametrized import copied
-from skcompress.selection import Site
+from skcompress.fitting.calibrated import Calibration
+from skcompress.fitting.factorizing import add_offset, missing_mean
+from skcompress.fitting.in_order import Goal, InOrder, StandIn
+from skcompress.layers.reparametrized import copied
+from skcompress.network.weights import Site
 
 from .groups import Removal
 from .removing import columns, matrix

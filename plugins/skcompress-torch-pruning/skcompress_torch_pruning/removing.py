@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from skcompress.factorized import kind_of
+from skcompress.layers import kind_of
 
 from .groups import Removal, Resize
 

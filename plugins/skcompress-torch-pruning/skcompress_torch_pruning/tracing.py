@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch_pruning import ops
 from torch_pruning.dependency import Group as TiedGroup
 
-from skcompress.calibration import Batch, Batches, device_of, same_randomness
-from skcompress.calibration.collect import forward
-from skcompress.factorized.reparametrized import copied
-from skcompress.selection import Selection
+from skcompress.layers.reparametrized import copied
+from skcompress.network.batches import Batch, Batches, device_of
+from skcompress.network.observing import forward, same_randomness
+from skcompress.network.weights import Selection
 
 from .errors import UntraceableError
 from .groups import ChannelGroup, Member

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from skcompress.compressors.factorizing import fingerprint
 from skcompress.errors import MetaWeightError
+from skcompress.fitting.factorizing import fingerprint
 
 from .removing import matrix, mixes
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from skcompress.calibration import Batch, device_of, same_randomness
-from skcompress.calibration.collect import forward
-from skcompress.factorized.reparametrized import copied
-from skcompress.selection import matches
+from skcompress.layers.reparametrized import copied
+from skcompress.network.batches import Batch, device_of
+from skcompress.network.observing import forward, same_randomness
+from skcompress.network.weights import matches
 
 from .groups import ChannelGroup, Resize, removal
 from .removing import remove_, unread_

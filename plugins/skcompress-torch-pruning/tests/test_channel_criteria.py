@@ -70,8 +70,8 @@ def test_taylor_is_the_derivative_by_switching_a_channel_off(generator):
     from skcompress_torch_pruning.differentiated import taylor_scores
     from skcompress_torch_pruning.tracing import trace
 
-    from skcompress.calibration import batches
-    from skcompress.selection import select
+    from skcompress.network.batches import batches
+    from skcompress.network.weights import select
 
     model, x = case("residual")
     labels = torch.randint(5, (16,), generator=generator)
@@ -98,8 +98,8 @@ def test_relevance_is_conserved_from_layer_to_layer(generator):
     from skcompress_torch_pruning.differentiated import relevance_scores
     from skcompress_torch_pruning.tracing import trace
 
-    from skcompress.calibration import batches
-    from skcompress.selection import select
+    from skcompress.network.batches import batches
+    from skcompress.network.weights import select
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

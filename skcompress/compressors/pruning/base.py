@@ -14,22 +14,25 @@ from sklearn.utils._param_validation import Interval, InvalidParameterError, Rea
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from ... import calibration, registry
+from ... import registry
 from ...errors import MissingDataError, NoLayerError
+from ...fitting.calibrated import Calibration
+from ...fitting.comparing import Comparison
+from ...fitting.fitting import set_norms
+from ...fitting.planning import compare_to_plan, restore_ties
+from ...fitting.sharing import Known, Shared
+from ...fitting.steps import Steps
 from ...metrics import count_parameters
+from ...network.batches import batches as as_batches
+from ...network.batches import device_of
+from ...network.weighting import weighted
+from ...network.weights import Selection, check_model, check_patterns, require_sites, select
 from ...plan import Report
 from ...protocols import Compressor, Criterion, DataCriterion
 from ...ranking import keep_largest
-from ...selection import Selection, check_model, check_patterns, require_sites, select
 from ...spaces import FloatRange, SearchSpace
 from ..base import without_autocast
-from ..calibrated import Calibration
 from ..checks import PATTERNS, seeded
-from ..comparing import Comparison
-from ..fitting import set_norms
-from ..planning import compare_to_plan, restore_ties
-from ..sharing import Known, Shared
-from ..steps import Steps
 from .fit import Method, PruningFit, PruningOutcome, zeros
 from .gradual import GradualPruning
 from .patterns import keep_pattern
@@ -81,7 +84,7 @@ class PruningCompressor(Compressor):
             allocations that need it, and by ``refit=True``
         """
         check_model(type(self).__name__, model)
-        steps = Steps(calibration.device_of(model))
+        steps = Steps(device_of(model))
         with steps("observe"):
             fit = self._prepared_fit(model, data)
         method, given = fit.method, fit.calibration
@@ -194,10 +197,10 @@ class PruningCompressor(Compressor):
         selection = self._selection(model)
         given = None
         if self._uses_data(method, data):
-            batches = calibration.batches(owner, data, model)
+            batches = as_batches(owner, data, model)
             known = Known.about(self._shared or Shared(0), model, data)
             given = Calibration.observed(
-                calibration.weighted(batches, self.class_weight),
+                weighted(batches, self.class_weight),
                 model,
                 selection.sites,
                 known.but("class_weight", repr(self.class_weight)),

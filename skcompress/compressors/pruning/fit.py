@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...fitting.calibrated import Calibration
+from ...fitting.comparing import Result
+from ...fitting.digests import Fingerprint, fingerprint
+from ...fitting.factorizing import working_weight
+from ...fitting.fitting import set_norms
+from ...fitting.regressing import NOT_REACHED
 from ...masks import masked, n_nonzero
 from ...metrics import count_bytes, count_nonzeros
+from ...network.weights import Selection, Site, flat_shape
 from ...plan import LayerPlan, Plan, Zeros
 from ...protocols import Criterion, DataCriterion, SparsityAllocation
 from ...ranking import pieces
-from ...selection import Selection, Site, flat_shape
 from ...threads import results_side_by_side
-from ..calibrated import Calibration
-from ..comparing import Result
-from ..digests import Fingerprint, fingerprint
-from ..factorizing import working_weight
-from ..fitting import set_norms
-from ..regressing import NOT_REACHED
 from .masking import Distortion, chosen, chosen_by_pattern, distortion
 from .patterns import unsuited
 from .pruned import PrunedWeight

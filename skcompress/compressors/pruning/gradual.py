@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import HeldWeightError, PlanMismatchError, ScheduleError
 from ...metrics import count_parameters
+from ...network.weights import Site
 from ...plan import Report
-from ...selection import Site
 from .fit import PruningFit, zeros
 
 if TYPE_CHECKING:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calibration import Moments, kfac_energy
+from ...fitting.digests import Fingerprint
+from ...fitting.factorizing import working_weight
 from ...masks import masked
+from ...network.weights import Site
 from ...protocols import Prunable, SparsityAllocation
 from ...ranking import keep_largest
-from ...selection import Site
+from ...statistics.gradients import kfac_energy
+from ...statistics.moments import Moments
 from ...threads import results_side_by_side
-from ..digests import Fingerprint
-from ..factorizing import working_weight
 from .budget import least_kept, numbers_that_stay
 from .patterns import keep_pattern
 from .pruned import PrunedWeight

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...fitting.digests import Fingerprint
 from ...masks import masked
-from ..digests import Fingerprint
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...factorized import kind_of
-from ...factorized.writing import write_weights
+from ...fitting.calibrated import Calibration
+from ...fitting.factorizing import missing_mean, working_weight
+from ...fitting.in_order import Goal, InOrder, StandIn
+from ...layers import kind_of
+from ...layers.writing import write_weights
+from ...network.weights import Site
 from ...protocols import Metric
 from ...ranking import keep_largest
-from ...selection import Site
 from ...supported import supported_least_squares
-from ..calibrated import Calibration
-from ..factorizing import missing_mean, working_weight
-from ..in_order import Goal, InOrder, StandIn
 from .patterns import keep_pattern
 from .pruned import PrunedWeight
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...calibration import Statistics, weight_gradients
 from ...errors import CriterionScoreError
+from ...fitting.calibrated import Calibration, on
+from ...fitting.factorizing import working_weight
+from ...network.weights import Site
 from ...protocols import Criterion, DataCriterion, Evidence
-from ...selection import Site
+from ...statistics.moments import Statistics
+from ...statistics.weight_gradients import weight_gradients
 from ...threads import results_side_by_side
-from ..calibrated import Calibration, on
-from ..factorizing import working_weight
 
 
 def scored(

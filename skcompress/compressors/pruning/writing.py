@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CalibratedWeightError
-from ...factorized import kind_of
-from ...factorized.reparametrized import copied
-from ...factorized.writing import write_weights
-from ...selection import Site
+from ...fitting.factorizing import add_offset, fingerprint, working_weight
+from ...layers import kind_of
+from ...layers.reparametrized import copied
+from ...layers.writing import write_weights
+from ...network.weights import Site
 from ...threads import results_side_by_side
-from ..factorizing import add_offset, fingerprint, working_weight
 from .pruned import PrunedWeight
 
 Choose = Callable[[Tensor, int], Tensor]

@@ -15,9 +15,9 @@ from torch.nn.utils import parametrizations, prune
 
 from skcompress import MagnitudePruner, Pruner, SVDCompressor, count_nonzeros, registry
 from skcompress.errors import InverseError
+from skcompress.network.weights import select
 from skcompress.plan import Plan
 from skcompress.protocols import Criterion
-from skcompress.selection import select
 
 
 def network():

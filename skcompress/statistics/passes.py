@@ -1,0 +1,86 @@
+"""As many passes over the data as the sums of all weights need, and what each pass takes along."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import CalibrationValueError, MetaWeightError
+from ..network.batches import Batches
+from ..network.weights import Site
+
+GIB = 1 << 30
+
+
+def check_settings(sites: Sequence[Site], memory: float, max_positions: int | None) -> None:
+    """Refuse settings and weights that nothing can be measured with."""
+    if not memory > 0:
+        raise CalibrationValueError("memory", "a positive number of bytes", memory)
+    if max_positions is not None and not max_positions >= 1:
+        raise CalibrationValueError("max_positions", "None or a positive int", max_positions)
+    for site in sites:
+        if site.slot.read().is_meta:
+            raise MetaWeightError(site.name)
+
+
+def passes(
+    title: str,
+    sites: Sequence[Site],
+    data: Batches,
+    memory: float,
+    size: Callable[[Site], int],
+    verbose: bool | int,
+) -> Iterator[tuple[list[Site], Any]]:
+    """Yield the sites of each pass, in order, and a progress bar over the batches.
+
+    memory : bytes for the sums of one pass, which has one site at least
+    size : how many numbers, in float64, the sums of a site have
+    """
+    parts = list(_parts(sites, memory, size))
+    for number, part in enumerate(parts):
+        which = "" if len(parts) == 1 else f", pass {number + 1}/{len(parts)}"
+        yield part, tqdm(desc=title + which, unit="batch", total=length(data), disable=not verbose)
+
+
+def _parts(
+    sites: Sequence[Site], memory: float, size: Callable[[Site], int]
+) -> Iterator[list[Site]]:
+    part: list[Site] = []
+    held = 0
+    for site in sites:
+        n_bytes = size(site) * torch.float64.itemsize
+        if part and held + n_bytes > memory:
+            yield part
+            part, held = [], 0
+        part.append(site)
+        held += n_bytes
+    if part:
+        yield part
+
+
+def length(data: Batches) -> int | None:
+    """Give the number of batches, where it is known."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """Make the source of the draws for one purpose."""
+    # By name, so that the draws are the same in however many passes.
+    return torch.Generator().manual_seed(zlib.crc32(name.encode(), seed & 0xFFFFFFFF))
+
+
+def by_module(sites: Sequence[Site]) -> dict[str, dict[str, str]]:
+    """Give the site's name by the name of each module that uses it, and of its slot there."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for site in sites:
+        for module_name, slot_name in site.users:
+            found[module_name][slot_name] = site.name
+    return found
