@@ -1,8 +1,8 @@
 """Plugins by kind and name, found through the entry points of installed packages.
 
 `names` reads metadata only; `resolve` imports the one plugin that is asked for. The
-groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria` and
-`.compressors`, for our own plugins as for everybody's.
+groups are `skcompress.decompositions`, `skcompress.allocations` and so on, one for each of
+`KINDS`, for our own plugins as for everybody's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
     "compressors": (protocols.Compressor,),
+    "costs": (protocols.Cost,),
+    "storages": (protocols.Storage,),
 }
 
 

@@ -1,9 +1,11 @@
-"""Shared by all tests: one thread, so that results and times repeat on busy machines."""
+"""Memo by all tests: one thread, so that results and times repeat on busy machines."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +19,11 @@ def _one_thread():
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 8, 8) of handwritten digits, and their labels."""
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return x, torch.tensor(labels)

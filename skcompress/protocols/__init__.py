@@ -9,16 +9,20 @@ of `skcompress.spaces`.
 
 from .allocation import Allocation, Choice, Layer, Prunable, SparsityAllocation
 from .compressor import Compressor
+from .cost import Cost, CostedWeight, Options, StandInCall
 from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
 from .regularizer import Regularizer
+from .storage import Storage
 
 __all__ = [
     "Allocation",
     "Choice",
     "Compressor",
+    "Cost",
+    "CostedWeight",
     "Criterion",
     "Curve",
     "DataCriterion",
@@ -28,6 +32,7 @@ __all__ = [
     "Factors",
     "Layer",
     "Metric",
+    "Options",
     "Pivots",
     "Prunable",
     "Rank",
@@ -36,4 +41,6 @@ __all__ = [
     "SparsityAllocation",
     "Spectrum",
     "Stage",
+    "StandInCall",
+    "Storage",
 ]

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..compressors.base import FactorizingCompressor
 from ..errors import BudgetError
-from ..fitting.sharing import Shared, compressors_in, share
+from ..fitting.memo import Memo, compressors_in, share
 from ..layers.reparametrized import copied
 from ..protocols import Compressor
 from .candidates import Candidates, seeded
@@ -56,7 +56,7 @@ class Evaluation:
     meter: Meter
     gate: Gate
     seed: int
-    shared: Shared
+    shared: Memo
     training: Training | None = None
     watched: bool = False
     dense: Measurement = field(init=False)

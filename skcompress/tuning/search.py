@@ -11,11 +11,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..errors import CalibrationError, NoCompressorError
-from ..fitting.sharing import Shared
+from ..fitting.memo import Memo
 from ..network.batches import device_of
-from ..network.observing import restored_randomness, same_randomness
 from ..network.weights import check_model
 from ..protocols import Compressor
+from ..randomness import restored_randomness, same_randomness
 from .candidates import Candidates, candidates, trains
 from .choosing import chosen, completed_rows, front_of
 from .constraints import Constraint, parse_all
@@ -280,7 +280,7 @@ class CompressionSearch(Compressor):
         searched.require_begun(study)
         self.study_, self.constraints_ = study, constraints
         gate = Gate()
-        shared = Shared(self.cache_memory)
+        shared = Memo(self.cache_memory)
         evaluation = Evaluation(
             model=model,
             data=data,

@@ -15,11 +15,12 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "masks", "precision", "ranking", "supported", "threads", "unfolding"},
+    {"errors", "linalg", "masks", "precision", "randomness", "ranking", "supported", "threads",
+     "unfolding"},
     {"spaces"},
     {"protocols"},
-    {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria",
-     "metrics", "plan"},
+    {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria", "costs",
+     "storages", "metrics", "plan"},
     {"network"},
     {"statistics"},
     {"lockstep"},
@@ -28,10 +29,12 @@ LAYERS = [
     {"testing", "training", "tuning", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
-PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
+PLUGIN_FOLDERS = {
+    "decompositions", "allocations", "regularizers", "criteria", "costs", "storages",
+}  # fmt: skip
 OPEN_TO_PLUGINS = {
-    "protocols", "spaces", "errors", "linalg", "masks", "ranking", "supported", "threads",
-    "unfolding",
+    "protocols", "spaces", "errors", "linalg", "masks", "metrics", "ranking", "supported",
+    "threads", "unfolding",
 }  # fmt: skip
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}

@@ -16,6 +16,8 @@ OUR_OWN = {
     ],
     "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
     "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
+    "costs": ["parameters", "bytes", "flops"],
+    "storages": ["plain", "pivot"],
 }
 CHECKS = {
     "decompositions": testing.check_decomposition,
@@ -23,6 +25,8 @@ CHECKS = {
     "regularizers": testing.check_regularizer,
     "criteria": testing.check_criterion,
     "compressors": testing.check_compressor,
+    "costs": testing.check_cost,
+    "storages": testing.check_storage,
 }
 
 

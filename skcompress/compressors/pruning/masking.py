@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...fitting.candidates import working_weight
 from ...fitting.digests import Fingerprint
-from ...fitting.factorizing import working_weight
 from ...masks import masked
 from ...network.weights import Site
 from ...protocols import Prunable, SparsityAllocation

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from .batches import Batch
-from .observing import forward
+from ..network.batches import Batch
+from ..network.calls import Call
+from ..network.observing import forward
 
 
 def calls_in_order(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], owner: str
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    first: Mapping[str, Sequence[Call]],
 ) -> dict[str, int]:
     """How often each named module is called in one forward, at most, in order of execution.
 
-    Observed on the first batch, on those of other shapes, which loops may run over, and on more
-    as long as some module, such as an expert for other tokens, was not reached.
+    model : an observed copy; first : calls in the first batch, in order, as `look` gives them
+
+    Forwards run on batches of other shapes, which loops may run over, and on more as long as some
+    module, such as an expert for other tokens, was not reached.
     """
+    most = Counter({n: sum(c.times for c in found) for n, found in first.items() if n in names})
+    paths = [list(most)]
+    shapes = {_shapes(batch) for batch in batches[:1]}
     counts: Counter[str] = Counter()  # of the forward under way
-    most: Counter[str] = Counter()
-    paths: list[list[str]] = []
-    shapes = set()
 
     def note(name: str) -> Any:
         return lambda *_: counts.update([name])
 
     hooks = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
     try:
-        for number, batch in enumerate(batches):
-            shape = _shapes(batch)
-            if shape not in shapes or len(most) < len(names):
-                shapes.add(shape)
+        for batch in batches[1:]:
+            if _shapes(batch) not in shapes or len(most) < len(names):
+                shapes.add(_shapes(batch))
                 counts.clear()
-                forward(model, number, batch, owner)
+                forward(model, batch)
                 paths.append(list(counts))
                 most |= counts
     finally:
@@ -75,5 +79,4 @@ def _order(paths: list[list[str]], names: Sequence[str]) -> list[str]:
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:
-    leaves = tree_leaves((batch.args, batch.kwargs))
-    return tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
+    return tuple(leaf.shape for leaf in batch.leaves)

@@ -25,8 +25,8 @@ from ..network.observing import forward, put, uncompiled
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Gates:
-    """Watches some layers of a network: walks stop before them, and they can be replaced.
+class PausingNetwork:
+    """A network whose forwards pause before some layers, which can be replaced meanwhile.
 
     model : an observed copy, whose modules may be changed
     """
@@ -41,9 +41,9 @@ class Gates:
         # From within compiled code the caller would go on among what is to be compiled.
         @uncompiled
         def stop(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            walk = getcurrent()
-            if isinstance(walk, Walk):
-                walk.wait(name, args, kwargs)
+            current = getcurrent()
+            if isinstance(current, PausedForward):
+                current.wait(name, args, kwargs)
 
         original = module.forward
 
@@ -58,13 +58,13 @@ class Gates:
         module.forward = through  # type: ignore[method-assign]
 
     def keep(self, place: Place) -> None:
-        """Let walks keep what passes here; before any of them has begun."""
+        """Let forwards keep what passes here; before any of them has begun."""
 
         @uncompiled
         def note(_: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-            walk = getcurrent()
-            if isinstance(walk, Walk):
-                walk.kept[place] = output if place.output else args[0]
+            current = getcurrent()
+            if isinstance(current, PausedForward):
+                current.kept[place] = output if place.output else args[0]
 
         module = self.model.get_submodule(place.module)
         if place.output:
@@ -84,21 +84,21 @@ class Gates:
         return self.model.get_submodule(name) if found is None else found
 
 
-class Walk(greenlet):
+class PausedForward(greenlet):
     """One forward on one batch, which stops before the first call of each watched layer.
 
     at : name of the layer that it stands before; None when it is through
     call : positional and keyword arguments that the layer is about to be called with
-    kept : what passed where the gates keep it
+    kept : what passed where the network keeps it
     """
 
     at: str | None = None
     call: Call
 
-    def __init__(self, gates: Gates, number: int, batch: Batch, owner: str):
-        super().__init__(lambda: forward(gates.model, number, batch, owner))
+    def __init__(self, network: PausingNetwork, batch: Batch):
+        super().__init__(lambda: forward(network.model, batch))
         self.gr_context = copy_context()  # a greenlet starts with an empty one
-        self._devices = {"cpu", *(p.device.type for p in gates.model.parameters())}
+        self._devices = {"cpu", *(p.device.type for p in network.model.parameters())}
         self.kept: dict[Place, Tensor] = {}
         self._passed: set[str] = set()
         self._left = False

@@ -1,8 +1,8 @@
-"""From the options of all layers to a plan, and from a plan to another model."""
+"""From the options of all weights to a plan, and from a plan to another model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import sqrt
 from numbers import Integral
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import registry
-from ..decompositions.pivoted import Pivoted
-from ..errors import PlanMismatchError
+from ..errors import BudgetError, PlanMismatchError
 from ..network.weights import Pattern, Selection, Site, flat_shape, matches
 from ..plan import LayerPlan, Plan, sizes
-from ..protocols import Allocation, Choice, Curve, Decomposition, Layer
-from .factorizing import FactorizedSite
+from ..protocols import Allocation, Choice, Cost, Curve, Decomposition, Layer
+from .offers import WeightOffers
 
 NOT_WORTH_IT = "keeping it dense is the best use of the budget"
 NEVER_SMALLER = "no rank makes it {}"
@@ -37,18 +36,22 @@ def choose_options(
     where: Sequence[Site],
     rank: Any,
     allocation: Allocation,
-    n_total: int,
-    gain: str = "smaller",
+    n_total: float,
+    cost: Cost,
 ) -> tuple[list[Choice | None], list[str | None]]:
     """Choose an option per weight, and say of each that stays dense why.
 
     where : the sites in the model, for the patterns of a rank that is a dict
     n_total : what the whole model costs, in the unit of the layers
-    gain : what a compressed layer is said to be
+    cost : what the budget is one of
     """
+    gain = "smaller" if cost.unit == "parameters" else f"smaller and lower in {cost.unit}"
     if not isinstance(rank, dict):
         n_fixed = n_total - sum(layer.dense for layer in layers)
-        return _choose(layers, rank, allocation, n_fixed, gain)
+        try:
+            return _choose(layers, rank, allocation, n_fixed, gain)
+        except BudgetError as error:
+            raise error.of(cost.unit) from None
     choices: list[Choice | None] = [None] * len(layers)
     reasons: list[str | None] = ["no pattern of rank matches it"] * len(layers)
     open_ = set(range(len(layers)))
@@ -62,7 +65,7 @@ def choose_options(
 
 
 def _choose(
-    layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: int, gain: str
+    layers: Sequence[Layer], rank: Any, allocation: Allocation, n_fixed: float, gain: str
 ) -> tuple[list[Choice | None], list[str | None]]:
     if isinstance(rank, Integral):
         choices = [_fixed(layer, int(rank)) for layer in layers]
@@ -110,51 +113,53 @@ def _fixed(layer: Layer, rank: int) -> Choice | None:
 
 def make_plan(
     selection: Selection,
-    sites: Sequence[FactorizedSite],
+    offers: Sequence[WeightOffers],
     choices: Sequence[Choice | None],
     reasons: Sequence[str | None],
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Sequence[Decomposition],
 ) -> Plan:
-    """One row per weight or untouched module, in the order of the model."""
+    """One row per weight or untouched module, in the order of the model.
+
+    decompositions : all that competed, for what they say of weights that none of them cuts up
+    """
     rows = {
         left.name: LayerPlan(
             left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
         )
         for left in selection.left
     }
-    for site, found, choice, reason in zip(selection.sites, sites, choices, reasons, strict=True):
-        shape = site.slot.shape
+    for site, found, choice, reason in zip(selection.sites, offers, choices, reasons, strict=True):
+        shape, size = site.slot.shape, site.slot.size
         row: dict[str, Any] = {
             "name": site.name,
             "kind": site.kind,
             "shape": flat_shape(shape),
             "groups": shape[0],
-            "before": found.dense,
-            "after": found.dense,
-            "reason": reason,
+            "before": size,
+            "after": size,
+            "reason": found.reason or reason,
             "shared_with": tuple(module for module, _ in site.users[1:]),
         }
         if choice is not None:
-            curve = found.candidates[choice.curve].curve
-            rank = curve.rank_at(choice.option)
+            offer = found.offers[choice.curve]
+            rank = offer.curve.rank_at(choice.option)
             row.update(
-                scheme=curve.scheme,
+                scheme=offer.scheme,
                 rank=rank,
-                full_rank=curve.full_rank,
-                after=int(curve.costs[choice.option]),
-                error=relative_error(curve, choice.option),
-                stages=decompositions[curve.scheme].stages(shape[1:], rank),
+                full_rank=offer.curve.full_rank,
+                after=int(offer.numbers[choice.option]),
+                error=relative_error(offer.curve, choice.option),
+                stages=offer.stages(shape[1:], rank),
             )
-        elif not found.candidates:
-            row["reason"] = found.reason or why_unsupported(shape[1:], decompositions)
+        elif not (found.offers or found.reason):
+            row["reason"] = why_unsupported(shape[1:], decompositions)
         rows[site.name] = LayerPlan(**row)
     return Plan(tuple(rows[name] for name in selection.order if name in rows))
 
 
-def why_unsupported(shape: Sequence[int], decompositions: Mapping[str, Decomposition]) -> str:
+def why_unsupported(shape: Sequence[int], decompositions: Sequence[Decomposition]) -> str:
     """Say of each decomposition why it cannot cut up a weight (out, in, *kernel)."""
-    plain = {name: d for name, d in decompositions.items() if not isinstance(d, Pivoted)}
-    reasons = {name: d.unsupported(shape) for name, d in plain.items()}
+    reasons = {d.scheme: d.unsupported(shape) for d in decompositions}
     return "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
 
 

@@ -1,4 +1,4 @@
-"""Pivoted storage: the same factors of the same rank, in r^2 numbers less.
+"""Pivots left out: the same factors of the same rank, in r^2 numbers less.
 
 W = L R of rank r, L of shape (m, r) and R of shape (r, n), is the same for L M and M^-1 R with
 any invertible M: r^2 of the r (m + n) numbers say nothing. M is chosen such that r rows of L, the
@@ -19,18 +19,13 @@ submatrix" (exchanges).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
-from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
-from ..protocols import Curve, Decomposition, Factorization, Factors, Metric, Pivots, Rank, Stage
+from ..protocols import Factors, Pivots, Stage, Storage
 
 # Largest coefficient with which a row may depend on a pivot. Closer to 1 more rows would have
 # to be exchanged, for no digit gained.
@@ -154,96 +149,26 @@ def pivoted_factors(factors: Factors) -> Factors:
     )
 
 
-class PivotedFactorization(Factorization):
-    """Another factorisation, of which less is stored at every rank.
+class Pivot(Storage):
+    """Stores factors without the numbers that say nothing.
 
-    whole : the other one
-    saved : numbers at each of the options of its curve
-    """
-
-    def __init__(self, whole: Factorization, scheme: str, saved: np.ndarray):
-        self.whole = whole
-        curve = whole.curve
-        costs = curve.costs - saved
-        # What is saved grows with the rank: where a rank is several numbers the order changes.
-        order = np.lexsort((curve.errors, costs))
-        self.curve = replace(
-            curve,
-            scheme=scheme,
-            ranks=curve.ranks[order],
-            costs=costs[order],
-            errors=curve.errors[order],
-        )
-
-    def factors(self, weight: Tensor, rank: Rank) -> Factors:
-        return pivoted_factors(self.whole.factors(weight, rank))
-
-    def trim(self, rank: Rank) -> PivotedFactorization:
-        result = copy.copy(self)
-        result.whole = self.whole.trim(rank)
-        return result
-
-
-class Pivoted(Decomposition):
-    """Stores the factors of another decomposition without the numbers that say nothing.
-
-    decomposition : Decomposition
-        Same ranks, same errors, same weights; at a bond of r channels between two factors,
-        of which the outer one has no kernel, r^2 numbers fewer. Where there is no such bond
-        (both factors of "spatial" have a kernel) everything is as the other one has it.
-
-    What ``pivot=True`` of a compressor does.
+    Same ranks, same errors, same weights; at a bond of r channels between two factors, of which
+    the outer one has no kernel, r^2 numbers fewer. Where there is no such bond (both factors of
+    "spatial" have a kernel) everything is as it was.
 
     References: Zhao et al. 2025, arXiv 2501.19090.
 
-    >>> from skcompress.decompositions.svd import SVD
-    >>> curve = Pivoted(SVD()).factorize(torch.randn(20, 30)).curve
-    >>> int(curve.costs[9])  # of rank 10: instead of 500
+    >>> import torch
+    >>> factors = Factors((torch.randn(10, 30), torch.randn(20, 10)), (1, 1))
+    >>> sum(t.numel() for t in Pivot().stored(factors).stored)  # instead of 500
     400
     """
 
-    def __init__(self, decomposition: Decomposition):
-        self.decomposition = decomposition
+    suffix = ", pivoted"
+    leaves_pivots = True
 
-    @property
-    def scheme(self) -> str:
-        return f"{self.decomposition.scheme}, pivoted"
+    def stages(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        return pivoted_stages(stages)
 
-    def unsupported(self, shape: Sequence[int]) -> str | None:
-        return self.decomposition.unsupported(shape)
-
-    @property
-    def adds_sparse(self) -> bool:
-        return self.decomposition.adds_sparse
-
-    def factorize(self, weight: Tensor) -> Factorization:
-        return self.pivoted(weight, self.generous().factorize(weight))
-
-    def regress(self, weight: Tensor, metric: Metric) -> Factorization:
-        return self.pivoted(weight, self.generous().regress(weight, metric))
-
-    def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
-        return pivoted_stages(self.decomposition.stages(shape, rank))
-
-    def generous(self) -> Any:
-        """The decomposition, told to keep ranks that save numbers only with pivots."""
-        if "every_rank" in self.decomposition.get_params(deep=False):
-            return clone(self.decomposition).set_params(every_rank=True)
-        return self.decomposition
-
-    def pivoted(self, weight: Tensor, whole: Factorization) -> Factorization:
-        """Give a factorisation by the other decomposition without what says nothing."""
-        saved = self.saved(weight.shape, whole.curve)
-        return PivotedFactorization(whole, self.scheme, saved) if saved.any() else whole
-
-    def saved(self, shape: Sequence[int], curve: Curve) -> np.ndarray:
-        """Numbers that each option of a curve of the other decomposition need not store."""
-        ranks = (curve.rank_at(i) for i in range(len(curve.costs)))
-        return np.array([_saved(self.decomposition.stages(tuple(shape), r)) for r in ranks])
-
-
-def _saved(stages: Sequence[Stage]) -> int:
-    """Numbers of the identities that are left out of factors with these shapes."""
-    links, _ = _links(stages)
-    first, last = _ends(links)
-    return first * links[0].shape[0] ** 2 + last * links[-1].shape[1] ** 2
+    def stored(self, factors: Factors) -> Factors:
+        return pivoted_factors(factors)
