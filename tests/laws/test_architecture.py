@@ -15,7 +15,8 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "masks", "precision", "ranking", "supported", "threads", "unfolding"},
+    {"eigenvectors", "errors", "linalg", "masks", "polar_express", "precision", "ranking",
+     "supported", "threads", "unfolding"},
     {"spaces"},
     {"protocols"},
     {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria",
