@@ -48,6 +48,7 @@ from .pruning import (
     CriterionScoreError,
     CriterionValueError,
     HeldWeightError,
+    HookedOptimizerError,
     MinKeptError,
     ScheduleError,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "EstimatorTypeError",
     "FailedTrialsError",
     "HeldWeightError",
+    "HookedOptimizerError",
     "InverseError",
     "MetaWeightError",
     "MinKeptError",

@@ -181,7 +181,8 @@ class PruningFit:
         ):
             weight = working_weight(site, self.device)
             kept = known[site.name].kept(weight.device)
-            parts = zip(weight, evidence, kept, strict=True)
+            # What was zero before stays so, also where more values may stay than are not.
+            parts = zip(weight, evidence, kept & (weight != 0), strict=True)
             values = torch.stack([criterion.updated(*part) for part in parts])[kept]
             known[site.name] = replace(known[site.name], values=values)
 

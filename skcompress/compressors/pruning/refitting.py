@@ -29,8 +29,8 @@ class Refit(InOrder):
 
     pruned : which values of each weight stay, by the name of the site
     n_rounds : 1 to keep to those. With more, only how many stay is taken over, and which do is
-        decided here: from a weight without zeros, in so many rounds, those go that cost least once
-        the others of their row have made up for them.
+        decided here: from all values that are not zero, in so many rounds, those go that cost least
+        once the others of their row have made up for them.
     pattern : N:M, which is kept to
 
     Row by row, w_S = (A'_SS + ridge)^-1 (c_S + ridge w_S): where inputs say little, values stay
@@ -65,19 +65,20 @@ class Refit(InOrder):
         metrics = [m.with_ridge(part) for part, m in zip(weight, goal.metrics, strict=True)]
         kept = known.kept(weight.device)
         if self._n_rounds > 1:
-            kept = self._chosen(kept, metrics)
+            kept = self._chosen(kept, weight != 0, metrics)
             known = PrunedWeight.of(known.name, known.fingerprint, kept)
-        found, _ = _fitted(kept, metrics)
+        # What was zero before stays so, also where more values may stay than are not.
+        found, _ = _fitted(kept & (weight != 0), metrics)
         found = found.to(weight.dtype)
         offset = None if goal.means is None else missing_mean(found, *goal.means)
         self._pruned[site.name] = replace(
             known, values=found[kept], offset=offset, offset_to=goal.offset_to
         )
 
-    def _chosen(self, kept: Tensor, metrics: Sequence[Metric]) -> Tensor:
-        """Choose as many values as `kept` has, or by the pattern, in rounds."""
+    def _chosen(self, kept: Tensor, nonzero: Tensor, metrics: Sequence[Metric]) -> Tensor:
+        """Choose as many values as `kept` has, or by the pattern, in rounds; none that is zero."""
         n_kept = int(kept.sum())
-        chosen = torch.ones_like(kept)
+        chosen = nonzero
         for number in range(1, self._n_rounds + 1):
             _, costs = _fitted(chosen, metrics, costs=True)
             assert costs is not None
@@ -85,7 +86,8 @@ class Refit(InOrder):
             costs = torch.where(chosen, costs + torch.finfo(costs.dtype).tiny, 0)
             share = (1 - number / self._n_rounds) ** 3
             if self._pattern is None:
-                chosen = keep_largest(costs, round(n_kept + (kept.numel() - n_kept) * share))
+                n_left = round(n_kept + (kept.numel() - n_kept) * share)
+                chosen = keep_largest(costs, n_left) & chosen
             else:
                 n, m = self._pattern
                 chosen = keep_pattern(costs, (n + ceil((m - n) * share), m)) & chosen
