@@ -13,7 +13,8 @@ from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
-from .regularizer import Regularizer
+from .modelwise import Modelwise
+from .regularizer import Regularizer, SumRegularizer
 
 __all__ = [
     "Allocation",
@@ -28,6 +29,7 @@ __all__ = [
     "Factors",
     "Layer",
     "Metric",
+    "Modelwise",
     "Pivots",
     "Prunable",
     "Rank",
@@ -36,4 +38,5 @@ __all__ = [
     "SparsityAllocation",
     "Spectrum",
     "Stage",
+    "SumRegularizer",
 ]
