@@ -49,6 +49,7 @@ from .pruning import (
     CriterionScoreError,
     CriterionValueError,
     HeldWeightError,
+    HookedOptimizerError,
     MinKeptError,
     ScheduleError,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "FailedTrialsError",
     "ForwardError",
     "HeldWeightError",
+    "HookedOptimizerError",
     "InverseError",
     "MetaWeightError",
     "MinKeptError",

@@ -14,7 +14,8 @@ from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
-from .regularizer import Regularizer
+from .modelwise import Modelwise
+from .regularizer import Regularizer, SumRegularizer
 from .storage import Storage
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Factors",
     "Layer",
     "Metric",
+    "Modelwise",
     "Options",
     "Pivots",
     "Prunable",
@@ -43,4 +45,5 @@ __all__ = [
     "Stage",
     "StandInCall",
     "Storage",
+    "SumRegularizer",
 ]

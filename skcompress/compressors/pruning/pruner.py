@@ -54,8 +54,9 @@ class Pruner(PruningCompressor):
         it. All values are fitted, those go that cost least after the others of their row make up
         for them, what stays is fitted again, and so on in so many rounds. Closer outputs, for as
         many times the work.
-    min_kept : float or int, default=0.01
-        The least share (float) or number (int) of values that stays in each weight.
+    min_kept : float, int or "auto", default="auto"
+        The least share (float) or number (int) of values that stays in each weight, so that none
+        vanishes. ``"auto"``: 0.01, or half of what `sparsity` leaves where that is less.
     recalibrate_norm : bool or "auto", default="auto"
         With data: estimate mean and variance of batch normalisations anew. ``"auto"``: if the
         outputs come closer by it.
@@ -123,7 +124,7 @@ class Pruner(PruningCompressor):
         pattern: str | None = None,
         refit: bool = False,
         refit_rounds: int = 1,
-        min_kept: Any = 0.01,
+        min_kept: Any = "auto",
         recalibrate_norm: Any = "auto",
         class_weight: Any = None,
         calibration_memory: float = 2**31,
