@@ -15,8 +15,10 @@ help:  ## list the commands
 quickstart: $(VENV)/installed  ## train a small network on digits, compress it, print a table, save a plot
 	$(RUN) examples/quickstart.py
 
-test: $(VENV)/installed-plugins  ## run the tests of the package and of the plugins in plugins/
-	$(RUN) -m pytest tests $(wildcard $(PLUGINS:%=%/tests))
+# A process for each core, one thread each. Of tests/conftest.py, and ones that a test starts.
+test: export OMP_NUM_THREADS := 1
+test: $(VENV)/installed-plugins  ## run the tests of the package and of the plugins; ARGS="-n 0 -x" etc. go to pytest
+	$(RUN) -m pytest -q -n auto --dist worksteal $(ARGS) tests $(wildcard $(PLUGINS:%=%/tests))
 
 lint: $(VENV)/installed  ## check code and its format with ruff, types with mypy
 	$(RUN) -m ruff check .
