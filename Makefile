@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) --constraint constraints.txt
 
-.PHONY: help quickstart test lint constraints clean
+.PHONY: help quickstart test lint hooks constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,10 @@ lint: $(VENV)/installed  ## check code and its format with ruff, types with mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+hooks: $(VENV)/installed  ## let git run ruff and mypy before each commit
+	$(PIP_INSTALL) pre-commit
+	$(RUN) -m pre_commit install
 
 constraints: $(VENV)/installed  ## bring constraints.txt in line with pyproject.toml; UPGRADE=--upgrade moves every pin
 	$(RUN) -m pip install --disable-pip-version-check --quiet uv
