@@ -270,6 +270,16 @@ def test_a_tied_head_counts_with_its_embedding():
     assert compressor.n_flops_out_ == count_flops(compressor.transform(model), batch)
 
 
+def test_each_of_tied_layers_counts():
+    model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24)).eval()
+    model[2].weight = model[0].weight
+    batch = torch.randn(5, 24)
+    compressor = SVDCompressor(4, cost="flops", metric="weights").fit(model, batch)
+    saved = compressor.n_flops_in_ - compressor.n_flops_out_
+    assert saved == 2 * 2 * 5 * (24 * 24 - 4 * 48)
+    assert compressor.n_flops_out_ == count_flops(compressor.transform(model), batch)
+
+
 def test_look_ups_and_recurrent_layers_stay_dense():
     class Network(Tied):
         def __init__(self):
