@@ -1,4 +1,4 @@
-"""From what people pass as `estimator` and `space` to a tree of names to draw from."""
+"""From what people pass as `estimator` and `space` to what is searched."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sklearn.utils._param_validation import InvalidParameterError
 from .. import registry
 from ..errors import EstimatorTypeError
 from .frozen import draw, require_begun
-from .space import choice_of, search_space
+from .parameters import Parameters
+from .space import search_space
 from .training import trainer_of
-from .tree import Tree
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What is searched: one estimator, or the choice between several.
 
-    one : the estimator; None where the tree chooses it
-    tree : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
+    one : the estimator; None where a trial chooses it
+    space : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
     first : the estimator, or the first of several
     """
 
     one: Any
-    tree: Tree
+    space: Parameters
     first: Any
 
     def label(self, trial: Any) -> Any:
@@ -37,14 +37,14 @@ class Candidates:
 
     def require_begun(self, study: optuna.Study) -> None:
         """Refuse a study that began with another space, before any trial."""
-        require_begun(self.tree, study)
+        require_begun(self.space, study)
 
     def drawn(self, trial: Any, seed: int) -> tuple[Any, dict[str, Any]]:
         """Give an estimator as a trial chooses it, and what was set on it.
 
         seed : for every `random_state` in it that is None
         """
-        params = draw(self.tree, trial, "")
+        params = draw(self.space, trial, "")
         found = params["estimator"] if self.one is None else clone(self.one).set_params(**params)
         return seeded(found, seed), params
 
@@ -71,8 +71,8 @@ def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Ca
     only, override = _restrictions(space)
     if isinstance(estimator, list | tuple | Mapping):
         several = _labelled(owner, estimator)
-        tree = choice_of(several, only, override, with_data=with_data)
-        return Candidates(None, tree, next(iter(several.values())))
+        found = search_space(several, only, override, with_data=with_data)
+        return Candidates(None, found, next(iter(several.values())))
     one = _made(owner, estimator)
     return Candidates(one, search_space(one, only, override, with_data=with_data), one)
 
