@@ -1,8 +1,8 @@
 """Plugins by kind and name, found through the entry points of installed packages.
 
 `names` reads metadata only; `resolve` imports the one plugin that is asked for. The
-groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria` and
-`.compressors`, for our own plugins as for everybody's.
+groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria`,
+`.objectives` and `.compressors`, for our own plugins as for everybody's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "allocations": (protocols.Allocation, protocols.SparsityAllocation),
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
+    "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
 }
 

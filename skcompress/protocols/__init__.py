@@ -1,8 +1,9 @@
 """What a plugin must write, and the records that pass between the parts.
 
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
-`Regularizer`, `Criterion` or `DataCriterion`, or `Compressor`, and names it in the entry-point
-group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested package.
+`Regularizer`, `Criterion` or `DataCriterion`, `Objective`, or `Compressor`, and names it in the
+entry-point group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested
+package.
 What of its parameters is worth searching it says in a class attribute `search_space`, in the words
 of `skcompress.spaces`.
 """
@@ -13,10 +14,12 @@ from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
+from .objective import Bench, Objective
 from .regularizer import Regularizer
 
 __all__ = [
     "Allocation",
+    "Bench",
     "Choice",
     "Compressor",
     "Criterion",
@@ -28,6 +31,7 @@ __all__ = [
     "Factors",
     "Layer",
     "Metric",
+    "Objective",
     "Pivots",
     "Prunable",
     "Rank",

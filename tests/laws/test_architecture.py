@@ -19,7 +19,7 @@ LAYERS = [
     {"spaces"},
     {"protocols"},
     {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria",
-     "metrics", "plan"},
+     "objectives", "metrics", "plan"},
     {"network"},
     {"statistics"},
     {"lockstep"},
@@ -28,10 +28,10 @@ LAYERS = [
     {"testing", "training", "tuning", "plotting"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
-PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
+PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria", "objectives"}
 OPEN_TO_PLUGINS = {
-    "protocols", "spaces", "errors", "linalg", "masks", "ranking", "supported", "threads",
-    "unfolding",
+    "protocols", "spaces", "errors", "linalg", "masks", "metrics", "ranking", "supported",
+    "threads", "unfolding",
 }  # fmt: skip
 # protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
 DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}

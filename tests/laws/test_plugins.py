@@ -15,6 +15,7 @@ OUR_OWN = {
         *("frobenius", "l1", "group_lasso"),
     ],
     "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
+    "objectives": ["score", "n_parameters", "flops", "bytes", "latency"],
     "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
 }
 CHECKS = {
@@ -22,6 +23,7 @@ CHECKS = {
     "allocations": testing.check_allocation,
     "regularizers": testing.check_regularizer,
     "criteria": testing.check_criterion,
+    "objectives": testing.check_objective,
     "compressors": testing.check_compressor,
 }
 
