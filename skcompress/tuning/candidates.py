@@ -68,13 +68,16 @@ def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Ca
         of name -> range, list of choices or value, for exactly these, with `...` for what is
         declared
     """
-    only, override = _restrictions(space)
+    only, override = space, None
+    if isinstance(space, Mapping):
+        # All names: a pattern says what is searched as much as what its range is.
+        only, override = tuple(space), {n: given for n, given in space.items() if given is not ...}
     if isinstance(estimator, list | tuple | Mapping):
-        several = _labelled(owner, estimator)
-        found = search_space(several, only, override, with_data=with_data)
-        return Candidates(None, found, next(iter(several.values())))
-    one = _made(owner, estimator)
-    return Candidates(one, search_space(one, only, override, with_data=with_data), one)
+        one, searched = None, _labelled(owner, estimator)
+        first = next(iter(searched.values()))
+    else:
+        one = searched = first = _made(owner, estimator)
+    return Candidates(one, search_space(searched, only, override, with_data=with_data), first)
 
 
 def trains(owner: str, estimator: Any) -> bool:
@@ -90,31 +93,19 @@ def trains(owner: str, estimator: Any) -> bool:
     return found == {True}
 
 
-def _restrictions(space: Any) -> tuple[Any, dict[str, Any] | None]:
-    """Arguments `only` and `override` of `suggest_params`."""
-    if not isinstance(space, Mapping):
-        return space, None
-    # All names: a pattern says what is searched as much as what its range is.
-    return tuple(space), {name: value for name, value in space.items() if value is not ...}
-
-
 def _labelled(owner: str, estimators: Any) -> dict[str, Any]:
     if isinstance(estimators, Mapping):
-        named = [(str(label), _made(owner, value)) for label, value in estimators.items()]
+        named = [(str(label), value) for label, value in estimators.items()]
     else:
-        named = [(_label(value), _made(owner, value)) for value in estimators]
-    labels = [label for label, _ in named]
-    if not labels or len(set(labels)) < len(labels):
+        named = [(e if isinstance(e, str) else type(e).__name__, e) for e in estimators]
+    found = {label: _made(owner, value) for label, value in named}
+    if not found or len(found) < len(named):
         raise InvalidParameterError(
             f"The 'estimator' parameter of {owner} must be one estimator, or several of "
             "different names: a mapping of label to estimator tells apart those of one class. "
-            f"Got {labels} instead."
+            f"Got {[label for label, _ in named]} instead."
         )
-    return dict(named)
-
-
-def _label(estimator: Any) -> str:
-    return estimator if isinstance(estimator, str) else type(estimator).__name__
+    return found
 
 
 def _made(owner: str, estimator: Any) -> Any:
