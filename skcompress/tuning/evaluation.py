@@ -138,9 +138,9 @@ class Evaluation:
     def _noted(self, small: nn.Module, trial: optuna.Trial, *, timed: bool) -> dict[str, float]:
         """Measure what is timed, or what is not; each number is noted before the next."""
         found = {}
-        for name, value in self.meter.measured(small, trial, timed=timed):
-            trial.set_user_attr(name, value)
-            found[name] = value
+        for name in self.meter.names(timed=timed):
+            found[name] = self.meter.measure(name, small, trial)
+            trial.set_user_attr(name, found[name])
         return found
 
     def _trained(

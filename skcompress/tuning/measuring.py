@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -127,17 +127,17 @@ class Meter:
 
     def measurement(self, found: Mapping[str, Any]) -> Measurement:
         """Give what was found out, of all that there is to find out."""
-        return Measurement(**{name: found.get(name) for name in dict.fromkeys(self._names)})
+        names = dict.fromkeys((*BESIDES, *self.objectives))
+        return Measurement(**{name: found.get(name) for name in names})
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return (*BESIDES, *self.objectives)
+    def names(self, *, timed: bool) -> list[str]:
+        """Names of what is timed, or of what is not, as it is to be measured.
 
-    def measured(self, model: nn.Module, trial: Any, *, timed: bool) -> Iterator[tuple[str, float]]:
-        """Yield names and numbers: what is timed, or what is not, with what is counted first."""
+        What is counted is known whatever fails; who scores may leave the model in any state.
+        """
         asked = [(name, one) for name, one in self.objectives.items() if one.timed == timed]
-        for name, _ in sorted(asked, key=lambda pair: not pair[1].counted):
-            yield name, self.measure(name, model, trial)
+        asked.sort(key=lambda pair: (not pair[1].counted, "score" in pair[1].needs))
+        return [name for name, _ in asked]
 
     def measure(self, name: str, model: nn.Module, trial: Any) -> float:
         """Measure one number of a model in eval mode."""

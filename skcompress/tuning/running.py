@@ -37,7 +37,7 @@ def dense_measurement(
     if known is None:
         dense, found = make().eval(), {}
         with gate.alone():
-            for name in meter.objectives:
+            for name in [*meter.names(timed=False), *meter.names(timed=True)]:
                 try:
                     found[name] = meter.measure(name, dense, FixedTrial({}))
                 except Exception as cause:

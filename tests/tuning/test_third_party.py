@@ -192,6 +192,17 @@ def test_objectives_that_make_no_sense(strange, settings, error, words):
         search(**settings).fit(MODEL)
 
 
+def test_who_scores_spoils_no_other_number():
+    def meddling(small):
+        value = closeness(small)
+        for parameter in small.parameters():
+            nn.init.zeros_(parameter)
+        return value
+
+    found = search(scoring=meddling, objectives=("score", Zeros()), n_trials=2).fit(MODEL)
+    assert found.dense_.zeros == max(row.found.zeros for row in found.trials_) == 0
+
+
 # --- compressors, and what others choose among -----------------------------------------
 
 
