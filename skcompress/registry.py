@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "allocations": (protocols.Allocation, protocols.SparsityAllocation),
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
+    "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
     "costs": (protocols.Cost,),
     "storages": (protocols.Storage,),
@@ -84,13 +85,18 @@ def make(kind: str, name: object) -> Any:
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def offered(space: Plugins) -> tuple[str | None, ...]:
-    """Names that a choice of plugins is between, of those that are installed now."""
+def offered(space: Plugins, *, with_data: bool = True) -> tuple[str | None, ...]:
+    """Names that a choice of plugins is between, of those that are installed now.
+
+    with_data : whether those count that say by `needs` what they need to know of data
+    """
     if space.names is not None:
         return tuple(name for name in space.names if name not in space.leave_out)
     found = [name for name in names(space.kind) if name not in space.leave_out]
     if space.protocol is not None:
         found = [name for name in found if issubclass(resolve(space.kind, name), space.protocol)]
+    if not with_data:
+        found = [name for name in found if not getattr(make(space.kind, name), "needs", ())]
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"spaces"},
     {"protocols"},
     {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria", "costs",
-     "storages", "metrics", "plan"},
+     "objectives", "storages", "metrics", "plan"},
     {"network"},
     {"statistics"},
     {"lockstep"},
@@ -30,7 +30,7 @@ LAYERS = [
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {
-    "decompositions", "allocations", "regularizers", "criteria", "costs", "storages",
+    "decompositions", "allocations", "regularizers", "criteria", "costs", "objectives", "storages",
 }  # fmt: skip
 OPEN_TO_PLUGINS = {
     "protocols", "spaces", "errors", "linalg", "masks", "metrics", "ranking", "supported",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ...protocols import Criterion, DataCriterion
+from ...protocols import DataCriterion, SparsityAllocation
 from ...spaces import Options, Plugins, SearchSpace
 from .base import PruningCompressor
 from .budget import sparsity_allocation
@@ -109,9 +109,8 @@ class Pruner(PruningCompressor):
     }
 
     search_space: ClassVar[SearchSpace] = {
-        # What takes data is named where there is some.
-        "criterion": Plugins("criteria", protocol=Criterion),
-        "allocation": Options(("global", "relative", "uniform", "erk", "sap")),
+        "criterion": Plugins("criteria"),
+        "allocation": Plugins("allocations", protocol=SparsityAllocation),
         "refit": Options((False, True), needs_data=True),
     }
 
