@@ -25,6 +25,8 @@ from torch import Tensor
 
 # Share of the energy below which directions are solved again in float64.
 _SAFE = 1e-2
+# Share of the energy below which a direction of a least-squares problem says nothing.
+_SILENT = 1e-7
 # Columns converted to a higher precision at a time, so that no copy of the weight is made.
 _CHUNK = 2048
 # Rows per block of the Gram matrix; only blocks on and below the diagonal are computed.
@@ -118,15 +120,11 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     starts from balanced gradients.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    if tall:
-        other = matrix @ basis
-        scale = other.norm(dim=0)
-    else:
-        other = basis.mT @ matrix
-        scale = other.norm(dim=1)
-    root = scale.sqrt()
+    other = matrix @ basis if tall else basis.mT @ matrix
+    root = _norms(other, 0 if tall else 1).sqrt()
     # A direction without energy keeps its unit vector on one side and zeros on the other.
-    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
+    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root)).to(matrix.dtype)
+    root = root.to(matrix.dtype)
     if tall:
         return other * inverse, root[:, None] * basis.mT
     return basis * root, inverse[:, None] * other
@@ -134,10 +132,14 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Give columns of `left` (m, r) and rows of `right` (r, n) equal norms; same product."""
-    sizes = left.norm(dim=0), right.norm(dim=1)
-    root = (sizes[1] / sizes[0]).sqrt()
+    root = (_norms(right, 1) / _norms(left, 0)).sqrt()
     root = torch.where(torch.isfinite(root) & (root > 0), root, torch.ones_like(root))
-    return left * root, right / root[:, None]
+    return (left * root).to(left.dtype), (right / root[:, None]).to(right.dtype)
+
+
+def _norms(matrix: Tensor, dim: int) -> Tensor:
+    """Norms in float64: squares of huge and of tiny values leave the range of float32."""
+    return torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64)
 
 
 def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +167,25 @@ def cholesky(matrix: Tensor) -> Tensor:
         root, failed = torch.linalg.cholesky_ex(matrix + shift * identity)
         shift = 10 * shift
     return root
+
+
+def damped_solve(gram: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """Solve X gram = target, near `start` in the directions that `gram` says nothing of.
+
+    gram : float64 Tensor of shape (n, n), positive semi-definite but for rounding; of any scale,
+        also of each row and column by itself
+    target, start : (m, n)
+
+    No number gets larger than what is left to explain justifies: a direction that holds less than
+    `_SILENT` of what its coordinates hold stays as `start` has it. O(n^3 + m n^2).
+    """
+    sizes = gram.diagonal().clamp(min=0).sqrt()
+    # Of a coordinate that is never anything but zero nothing follows.
+    scale = torch.where(sizes > 0, 1 / sizes, torch.zeros_like(sizes))
+    scaled = gram * scale[:, None] * scale
+    scaled.diagonal().copy_(torch.ones_like(sizes) * (1 + _SILENT))
+    left = (target - start @ gram) * scale
+    return start + torch.cholesky_solve(left.mT, cholesky(scaled)).mT * scale
 
 
 def scaled_gram(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,8 +260,8 @@ def polar_factor(short: Tensor) -> Polar:
     short : float32 or float64 Tensor of shape (..., m, n), m <= n
 
     As (M M^T)^(-1/2) M, in O(m^2 n): by eigenvectors; in float32 on a GPU by products
-    alone. Directions whose singular value is below about 1e-3 of the largest (1e-7 in
-    float64) count in proportion to it instead of fully. Zero matrices give zeros.
+    alone. Directions whose singular value is below about 1e-6 of the largest (1e-3 on a GPU,
+    1e-7 in float64) count in proportion to it instead of fully. Zero matrices give zeros.
     """
     scaled, gram, scale = scaled_gram(short)
     size = scale[..., 0, 0]
@@ -248,14 +269,35 @@ def polar_factor(short: Tensor) -> Polar:
     if short.is_cuda and short.dtype == torch.float32:
         root = inverse_root(gram)
         return Polar(root, scaled, (root * gram).sum((-2, -1)) * size, frobenius)
-    energies, vectors = torch.linalg.eigh(gram, UPLO="L")
-    floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
+    energies, vectors, least = _energies(scaled, gram)
+    floor = energies[..., -1:] * least
     # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
     roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()
     # What rounding has made of vanishing energies has both signs, and adds up to nothing.
-    nuclear = (energies * roots).sum(-1) * size
-    left = (vectors * roots[..., None, :]) @ vectors.mT
+    nuclear = (energies * roots).sum(-1).to(size.dtype) * size
+    left = ((vectors * roots[..., None, :]) @ vectors.mT).to(short.dtype)
     return Polar(left, scaled, nuclear, frobenius)
+
+
+def _energies(short: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Eigenvalues (..., m), ascending, and eigenvectors of the Gram matrix of `short`.
+
+    gram : its lower triangle, in the dtype of `short`
+
+    The third is the share of the largest below which they are rounding. Of float32 matrices
+    whose singular values are apart by more than a factor of ten, the small ones would be lost in
+    a Gram matrix in float32, and it is formed again in float64.
+    """
+    precise = torch.float64
+    if short.dtype == precise or short.shape[-1] >= 2 * short.shape[-2]:
+        energies, vectors = torch.linalg.eigh(gram, UPLO="L")
+        if short.dtype == precise:
+            return energies, vectors, 8 * torch.finfo(precise).eps
+        if bool((energies[..., :1] > 1e-2 * energies[..., -1:]).all()):
+            return energies, vectors, 0.0
+    exact = short.to(precise)
+    energies, vectors = torch.linalg.eigh(_gram(exact), UPLO="L")
+    return energies, vectors, (8 * torch.finfo(short.dtype).eps) ** 2
 
 
 # Polynomials a + b y + c y^2 of the Polar Express for singular values down to 1e-3 (Amsel et

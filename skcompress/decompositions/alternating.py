@@ -107,6 +107,8 @@ def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
     in all rows at once. Exact least squares gains little more, and takes a system of equations for
     every row.
     """
+    size = float(rest.abs().amax()) or 1.0
+    rest = rest / size
     scale = 1 / gram.diagonal()
     tiny = torch.finfo(gram.dtype).tiny
     values = masked(rest, kept)
@@ -120,7 +122,7 @@ def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
         scaled, before = slope * scale, power
         power = (slope * scaled).sum(1, keepdim=True)
         direction = scaled + power / before.clamp(min=tiny) * direction
-    return values
+    return values * size
 
 
 class Split:

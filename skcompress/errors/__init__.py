@@ -23,6 +23,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    HugeWeightError,
     InverseError,
     MetaWeightError,
     ModelCopyError,
@@ -90,6 +91,7 @@ __all__ = [
     "EstimatorTypeError",
     "FailedTrialsError",
     "HeldWeightError",
+    "HugeWeightError",
     "InverseError",
     "MetaWeightError",
     "MinKeptError",

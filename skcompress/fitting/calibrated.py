@@ -22,8 +22,8 @@ from .sharing import Known, Shared
 
 # Of a second moment of gradients, in units of the mean of its diagonal.
 DAMPING = 1e-3
-# Of sums of squares in float32, relative to them.
-ROUNDING = 1e-6
+# Squares of what rounding leaves of a number on its way through a network, relative to its own.
+ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,13 @@ def _root(moment: Tensor) -> Tensor:
     return cholesky(moment + damping * identity).mT.contiguous()
 
 
-def noise(grams: Tensor) -> list[float]:
-    """What is left by rounding of second moments (groups, n, n) that cancel with the mean's."""
-    return [ROUNDING * float(gram.diagonal().mean()) for gram in grams]
+def noise(covariances: Tensor, means: Tensor) -> list[float]:
+    """Variance that inputs which never change have by rounding, of each group.
+
+    covariances : (groups, n, n); means : (groups, n)
+    """
+    sizes = covariances.diagonal(dim1=1, dim2=2) + means.square()
+    return (ROUNDING * sizes.mean(1)).tolist()
 
 
 def on(device: torch.device, tensor: Tensor | None) -> Tensor | None:

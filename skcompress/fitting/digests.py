@@ -13,9 +13,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..errors import NonFiniteWeightError
+from ..errors import HugeWeightError, NonFiniteWeightError
 
 _PROBE = 4096
+# Sums of products below which no value can be so large that its square is infinite.
+_HUGE = 1e15
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -47,7 +49,8 @@ def fingerprint(name: str, weight: Tensor) -> Fingerprint:
     pass at the speed of memory, where hashing bytes would cost more than the SVDs saved. What
     is lost in the rounding of these products, such as a change of one number in its last
     digits, goes unnoticed.
-    The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
+    The same pass finds NaN and infinity, `NonFiniteWeightError` of the layer `name`, and values
+    that nothing can be computed of, `HugeWeightError`.
     """
     flat = weight.reshape(-1)
     probe = _probe(weight.dtype, weight.device)
@@ -59,6 +62,11 @@ def fingerprint(name: str, weight: Tensor) -> Fingerprint:
         n_bad = int(weight.numel() - torch.isfinite(weight).sum())
         if n_bad:  # finite weights can still overflow the sums
             raise NonFiniteWeightError(name, n_bad, weight.shape)
+    # Of what no square can be told every error comes out infinite; sums bound the values.
+    if weight.numel() and not float(sums.abs().amax()) < _HUGE:
+        largest = float(weight.abs().amax())
+        if largest > torch.finfo(weight.dtype).max ** 0.5:
+            raise HugeWeightError(name, largest, weight.shape)
     found = hashlib.blake2b(repr(tuple(weight.shape)).encode(), digest_size=8)
     found.update(sums.cpu().numpy().tobytes())
     return Fingerprint(int.from_bytes(found.digest(), "little"), weight.device)

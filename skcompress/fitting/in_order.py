@@ -111,9 +111,9 @@ class InOrder(ABC):
     def _goal(self, site: Site, given: Anchored) -> Goal:
         device = site.slot.parameters[0].device if self._device is None else self._device
         offset_to = self._calibration.offset_to(site)
-        moments = given if offset_to is None else given.centred()
+        moments = given.with_means() if offset_to is None else given
         metrics = []
-        rest = noise(given.gram)
+        rest = noise(given.gram, given.inputs)
         for g, root in enumerate(given.roots):
             gram, cross = (m[g].to(device) for m in (moments.gram, moments.cross))
             metrics.append(

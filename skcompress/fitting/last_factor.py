@@ -15,12 +15,11 @@ from itertools import islice
 from math import prod
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..decompositions.pivoted import Pivoted, PivotedFactorization
 from ..layers.chain import multiply_out
-from ..linalg import cholesky
+from ..linalg import damped_solve
 from ..protocols import Curve, Decomposition, Factorization, Factors, Metric, Rank, Stage
 from .factorizing import merge_curves
 from .refining import RefinedFactorization
@@ -51,8 +50,9 @@ class LastFactor(Factorization):
             goal = metric if factors.sparse is None else metric.less(factors.sparse.weight)
             reduction = multiply_out(before).flatten(1).to(metric.gram)
             seen, target = reduction @ metric.gram @ reduction.mT, goal.cross @ reduction.mT
-            last = torch.cholesky_solve(target.mT, cholesky(seen)).mT
-            gained = float((metric.seen(last) * metric.seen(target)).sum())
+            known = factors.tensors[-1].flatten(1).to(seen)
+            last = damped_solve(seen, target, known)
+            gained = float((metric.seen(2 * target - last @ seen) * metric.seen(last)).sum())
             errors.append(max(0.0, goal.energy - gained))
             self._last[ranks[i]] = last.to(weight.dtype)
         self.curve = replace(

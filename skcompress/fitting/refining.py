@@ -49,14 +49,20 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     values: list[float] = []
     # A caller's inference mode would make tensors that nothing can be differentiated by.
     with torch.inference_mode(False), torch.enable_grad():
+        # In units of their own size, so that steps and tolerances mean the same for every weight.
+        sizes = [float(torch.linalg.vector_norm(t, dtype=metric.gram.dtype)) or 1.0
+                 for t in factors.stored]  # fmt: skip
         tensors = [
-            t.to(metric.gram, copy=True, memory_format=torch.contiguous_format).requires_grad_()
-            for t in factors.stored
+            (t.to(metric.gram, memory_format=torch.contiguous_format) / size).requires_grad_()
+            for t, size in zip(factors.stored, sizes, strict=True)
         ]
+
+        def stored() -> list[Tensor]:
+            return [size * t for t, size in zip(tensors, sizes, strict=True)]
 
         def evaluate() -> Tensor:
             """Relative error; and its gradient, written to the tensors."""
-            weight = multiply_out(factors.holding(tensors)).flatten(1)
+            weight = multiply_out(factors.holding(stored())).flatten(1)
             with torch.no_grad():
                 slope = weight @ metric.gram - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
@@ -76,5 +82,5 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     # An error below zero is one of moments that do not belong together, by rounding.
     if not 0 <= values[-1] <= values[0]:
         return factors
-    found = zip(tensors, factors.stored, strict=True)
+    found = zip(stored(), factors.stored, strict=True)
     return factors.holding([new.detach().to(old.dtype) for new, old in found])

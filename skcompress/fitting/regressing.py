@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..decompositions.svd import MatrixFactorization
@@ -169,11 +170,16 @@ class _Met:
         assert self._moments is not None
         return self._moments.covariance if self._centred else self._moments.gram
 
+    @property
+    def _noise(self) -> list[float]:
+        assert self._moments is not None
+        return noise(self._moments.covariance, self._moments.mean)
+
     @cached_property
     def _metrics(self) -> list[Metric]:
         # Once for all decompositions: a product of the weight with its largest companion.
         assert self._moments is not None
-        weight, rest = self._weight, noise(self._moments.gram)
+        weight, rest = self._weight, self._noise
         return [
             Metric.of_inputs(group, gram.to(weight.device), on(weight.device, root), least)
             for group, gram, root, least in zip(weight, self._grams, self._roots, rest, strict=True)
@@ -192,7 +198,10 @@ class _Met:
         if self._moments is None:
             return None
         device = self._weight.device
-        return kfac_energy(self._weight, self._grams.to(device), gradients.to(device))
+        # No weight counts for nothing where its inputs never change.
+        white = torch.eye(self._grams.shape[-1], dtype=self._grams.dtype, device=self._grams.device)
+        grams = self._grams + torch.tensor(self._noise).to(white)[:, None, None] * white
+        return kfac_energy(self._weight, grams.to(device), gradients.to(device))
 
     def candidate(self, decomposition: Decomposition, asked: Collection[int]) -> Candidate | None:
         """Cut it up in one way; None where that is for the metric of the weights only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import frexp, inf, prod
 from typing import Any
 
 import torch
@@ -92,8 +92,8 @@ def _bands(total: Tensor) -> Iterator[slice]:
 class Moments:
     """Moments of what a weight (groups, out, in, *kernel) is applied to, y = W x.
 
-    gram : (groups, n, n), E[x x^T], with n = in * kernel in the order in which the
-        weight flattens; float64
+    covariance : (groups, n, n), E[x x^T] - E[x] E[x]^T, what counts where a bias takes the mean,
+        with n = in * kernel in the order in which the weight flattens; float64
     mean : (groups, n), E[x]; float64
     count : (groups,), how many positions were seen
     used : (groups,), how many of them were drawn to estimate the moments
@@ -101,15 +101,15 @@ class Moments:
     A group that nothing was sent to, such as an idle expert, has zeros.
     """
 
-    gram: Tensor
+    covariance: Tensor
     mean: Tensor
     count: Tensor
     used: Tensor
 
     @property
-    def covariance(self) -> Tensor:
-        """(groups, n, n), E[x x^T] - E[x] E[x]^T: what counts where a bias takes the mean."""
-        return self.gram - self.mean[:, :, None] * self.mean[:, None]
+    def gram(self) -> Tensor:
+        """(groups, n, n), E[x x^T]."""
+        return torch.baddbmm(self.covariance, self.mean[:, :, None], self.mean[:, None])
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,23 @@ class Statistics:
     lookups: Tensor | None = None
 
 
+def typical(x: Tensor) -> Tensor:
+    """Mean (groups, n) of columns x (groups, n, positions), in their dtype; exact of equal ones.
+
+    Taken off before squares are formed, it leaves nothing of inputs that are all alike, where
+    the difference of a second moment and the square of a mean would leave rounding.
+    """
+    return x.mean(-1, dtype=torch.float64).to(x.dtype)
+
+
+def unit_of(x: Tensor) -> float:
+    """Power of two by which to divide before squares, or products, leave the range of float32."""
+    largest = float(x.abs().amax()) if x.numel() else 0.0
+    if 1e-15 < largest < 1e15 or not 0 < largest < inf:
+        return 1.0
+    return 2.0 ** frexp(largest)[1]
+
+
 class MomentSum:
     """Sums over positions of x x^T and of x, for columns x of one weight.
 
@@ -134,6 +151,7 @@ class MomentSum:
     max_positions : of one call, how many are used at most; the rest is represented by
         them, each position with the same chance
     diagonal : whether to keep the diagonal of x x^T only
+    about_mean : whether x are taken less something like their mean, `shift`, in all sums
 
     Sums over a piece of positions are formed in float32 (25 times faster than float64
     on a CPU, and exact to 1e-7 of the sum) and added up in float64, so that the error does
@@ -148,6 +166,7 @@ class MomentSum:
         max_positions: int | None,
         generator: torch.Generator,
         diagonal: bool = False,
+        about_mean: bool = False,
     ):
         like: dict[str, Any] = {"device": device, "dtype": torch.float64}
         self._squares = torch.zeros(groups, n, *(() if diagonal else (n,)), **like)
@@ -155,9 +174,10 @@ class MomentSum:
         self.count = torch.zeros(groups, dtype=torch.int64, device=device)
         self.used = torch.zeros_like(self.count)
         self.weight = torch.zeros(groups, dtype=torch.float64, device=device)
+        self.shift = torch.zeros_like(self.total)
         self._max_positions = max_positions
         self._generator = generator
-        self._diagonal = diagonal
+        self._diagonal, self._about_mean = diagonal, about_mean
 
     def add(self, inputs: Inputs, mask: Tensor | None, weights: Tensor | None = None) -> None:
         """Add one call; `mask` (batch, sequence) is False at padding, `weights` are (batch,)."""
@@ -165,6 +185,7 @@ class MomentSum:
         if not seen:
             return
         of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        first = self._about_mean and not self.count[of].any()
         self.count[of] += seen
         self.used[of] += used
         device = self._squares.device
@@ -173,14 +194,20 @@ class MomentSum:
         with torch.autocast(device.type, enabled=False), full_precision():
             for columns, w in weighted_columns(inputs, index, piece, weights):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
+                if first:
+                    self.shift[of], first = typical(x), False
+                if self._about_mean:
+                    x = x - self.shift[of, :, None].to(x)
+                unit = unit_of(x)
+                x = x if unit == 1 else x / unit
                 times_w = x if w is None else x * w
                 if self._diagonal:
                     squares = (x * times_w).sum(-1)
-                    self._squares[of].add_(squares.to(device), alpha=seen / used)
+                    self._squares[of].add_(squares.to(device), alpha=unit**2 * seen / used)
                 else:
                     root = x if w is None else x * w.sqrt()
-                    add_squares(self._squares[of], root, seen / used)
-                self.total[of].add_(times_w.sum(-1).to(device), alpha=seen / used)
+                    add_squares(self._squares[of], root, unit**2 * seen / used)
+                self.total[of].add_(times_w.sum(-1).to(device), alpha=unit * seen / used)
                 self.weight[of] += (x.shape[-1] if w is None else float(w.sum())) * seen / used
 
     @property
@@ -232,7 +259,7 @@ class StatisticsSum:
             # inference only, whose tensors cannot be changed afterwards.
             if self._moments is None:
                 with torch.inference_mode(False):
-                    self._moments = MomentSum(*self._settings)
+                    self._moments = MomentSum(*self._settings, about_mean=True)
             self._moments.add(inputs, mask, weights)
 
     def result(self) -> Statistics:
@@ -241,7 +268,9 @@ class StatisticsSum:
         if sums is None or not sums.count.any():
             return Statistics(None, self._lookups)
         divisor = torch.where(sums.weight > 0, sums.weight, 1.0)
+        beside = sums.total / divisor[:, None]
         # In place: a second copy of the largest of all tensors would double the memory.
-        gram = sums.gram.div_(divisor[:, None, None])
-        mean = sums.total / divisor[:, None]
-        return Statistics(Moments(gram, mean, sums.count, sums.used), self._lookups)
+        covariance = sums.gram.div_(divisor[:, None, None])
+        covariance.baddbmm_(beside[:, :, None], beside[:, None], alpha=-1)
+        moments = Moments(covariance, sums.shift + beside, sums.count, sums.used)
+        return Statistics(moments, self._lookups)
