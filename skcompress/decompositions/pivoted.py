@@ -20,7 +20,7 @@ submatrix" (exchanges).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -216,11 +216,10 @@ class Pivoted(Decomposition):
     def adds_sparse(self) -> bool:
         return self.decomposition.adds_sparse
 
-    def factorize(self, weight: Tensor) -> Factorization:
-        return self.pivoted(weight, self.generous().factorize(weight))
-
-    def regress(self, weight: Tensor, metric: Metric) -> Factorization:
-        return self.pivoted(weight, self.generous().regress(weight, metric))
+    def factorize(
+        self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
+    ) -> Factorization:
+        return self.pivoted(weight, self.generous().factorize(weight, metric, asked))
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         return pivoted_stages(self.decomposition.stages(shape, rank))

@@ -57,12 +57,12 @@ class NonFiniteWeightError(SkcompressError, ValueError):
 
 
 class HugeWeightError(SkcompressError, ValueError):
-    """A weight with values whose squares are infinite in the precision that is computed in."""
+    """A weight whose squares add up to infinity in the precision that is computed in."""
 
     def __init__(self, layer: str, largest: float, shape: Sequence[int]):
         super().__init__(
             f"the weight of layer {layer!r} has values up to {largest:.3g} (shape {tuple(shape)}), "
-            "whose squares are infinite in float32: scale it down, convert the model to float64 "
+            "whose squares add up to infinity in float32: scale it down, convert the model to float64 "
             f"with model.double(), or leave it out with exclude=[{layer!r}]"
         )
 

@@ -15,6 +15,7 @@ from ..linalg import cholesky
 from ..network.batches import Batches, n_samples
 from ..network.normalization import Normalization, foldable, following
 from ..network.weights import Site
+from ..protocols import SecondMoment
 from ..statistics.collecting import stream
 from ..statistics.gradients import output_moments
 from ..statistics.moments import Statistics
@@ -187,13 +188,9 @@ def _root(moment: Tensor) -> Tensor:
     return cholesky(moment + damping * identity).mT.contiguous()
 
 
-def noise(covariances: Tensor, means: Tensor) -> list[float]:
-    """Variance that inputs which never change have by rounding, of each group.
-
-    covariances : (groups, n, n); means : (groups, n)
-    """
-    sizes = covariances.diagonal(dim1=1, dim2=2) + means.square()
-    return (ROUNDING * sizes.mean(1)).tolist()
+def noise(covariance: SecondMoment, mean: Tensor) -> float:
+    """Variance that inputs which never change have by rounding."""
+    return ROUNDING * float((covariance.diagonal + mean.square()).mean())
 
 
 def on(device: torch.device, tensor: Tensor | None) -> Tensor | None:

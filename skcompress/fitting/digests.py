@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..errors import HugeWeightError, NonFiniteWeightError
 
 _PROBE = 4096
-# Sums of products below which no value can be so large that its square is infinite.
+# Sums of products below which squares cannot add up to infinity.
 _HUGE = 1e15
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -62,11 +62,11 @@ def fingerprint(name: str, weight: Tensor) -> Fingerprint:
         n_bad = int(weight.numel() - torch.isfinite(weight).sum())
         if n_bad:  # finite weights can still overflow the sums
             raise NonFiniteWeightError(name, n_bad, weight.shape)
-    # Of what no square can be told every error comes out infinite; sums bound the values.
+    # Where squares add up to infinity every error would come out so; sums bound the values.
     if weight.numel() and not float(sums.abs().amax()) < _HUGE:
-        largest = float(weight.abs().amax())
-        if largest > torch.finfo(weight.dtype).max ** 0.5:
-            raise HugeWeightError(name, largest, weight.shape)
+        norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+        if norm > torch.finfo(weight.dtype).max ** 0.5:
+            raise HugeWeightError(name, float(weight.abs().amax()), weight.shape)
     found = hashlib.blake2b(repr(tuple(weight.shape)).encode(), digest_size=8)
     found.update(sums.cpu().numpy().tobytes())
     return Fingerprint(int.from_bytes(found.digest(), "little"), weight.device)

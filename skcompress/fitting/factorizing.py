@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 
 from ..errors import CalibratedWeightError, MetaWeightError
 from ..layers import kind_of
-from ..layers.chain import empty_factors, merge_groups, merge_stages, multiply_out
+from ..layers.chain import empty_factors, merge_groups, merge_stages
 from ..layers.writing import write_weights
 from ..network.weights import Site
 from ..plan import LayerPlan
 from ..protocols import Choice, Curve, Decomposition, Factorization, Factors, Layer, Spectrum
+from ..protocols.product import multiply_out
 from .digests import Fingerprint, fingerprint, settings_digest
 from .sharing import Shared
 

@@ -113,18 +113,12 @@ class InOrder(ABC):
         offset_to = self._calibration.offset_to(site)
         moments = given.with_means() if offset_to is None else given
         metrics = []
-        rest = noise(given.gram, given.inputs)
-        for g, root in enumerate(given.roots):
-            gram, cross = (m[g].to(device) for m in (moments.gram, moments.cross))
-            metrics.append(
-                Metric(
-                    gram,
-                    cross,
-                    float(moments.energy[g].sum()),
-                    on(device, root),
-                    ridge=self.ridge,
-                    noise=rest[g],
-                )
-            )
+        weights = site.slot.read().detach()
+        for g, (weight, root) in enumerate(zip(weights, given.roots, strict=True)):
+            energy = float(moments.energy[g].sum())
+            inputs, cross = moments.squares[g].to(device), moments.cross[g].to(device)
+            least = noise(given.squares[g], given.inputs[g])
+            metric = Metric(inputs, cross, energy, on(device, root))
+            metrics.append(metric.with_ridge(weight, self.ridge, least))
         means = given.inputs.to(device), given.outputs.to(device)
         return Goal(metrics, means if offset_to is not None else None, offset_to)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layers.chain import multiply_out
 from ..protocols import Factorization, Factors, Metric, Rank
+from ..protocols.product import multiply_out
 
 # Most of what is to be gained is gained in the first ones.
 ITERATIONS = 30
@@ -27,10 +27,7 @@ class RefinedFactorization(Factorization):
 
     def __init__(self, closed: Factorization, weight: Tensor, metric: Metric, rank: Rank):
         self.curve = closed.curve
-        self._factors = closed.factors(weight, rank)
-        # Moments that are little but rounding are nothing to be exact about.
-        if metric.noise < metric.ridge * float(metric.gram.diagonal().mean()):
-            self._factors = refined(self._factors, metric.with_ridge(weight))
+        self._factors = refined(closed.factors(weight, rank), metric)
 
     def factors(self, weight: Tensor, rank: Rank) -> Factors:
         return self._factors
@@ -50,10 +47,10 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     # A caller's inference mode would make tensors that nothing can be differentiated by.
     with torch.inference_mode(False), torch.enable_grad():
         # In units of their own size, so that steps and tolerances mean the same for every weight.
-        sizes = [float(torch.linalg.vector_norm(t, dtype=metric.gram.dtype)) or 1.0
+        sizes = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) or 1.0
                  for t in factors.stored]  # fmt: skip
         tensors = [
-            (t.to(metric.gram, memory_format=torch.contiguous_format) / size).requires_grad_()
+            (t.to(metric.cross, memory_format=torch.contiguous_format) / size).requires_grad_()
             for t, size in zip(factors.stored, sizes, strict=True)
         ]
 
@@ -64,7 +61,7 @@ def refined(factors: Factors, metric: Metric) -> Factors:
             """Relative error; and its gradient, written to the tensors."""
             weight = multiply_out(factors.holding(stored())).flatten(1)
             with torch.no_grad():
-                slope = weight @ metric.gram - metric.cross
+                slope = metric.inputs.times(weight) - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
                 values.append(float(value) / energy)

@@ -6,18 +6,15 @@ from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..decompositions.svd import MatrixFactorization
 from ..network.weights import Site
-from ..protocols import Decomposition, Factorization, Metric
+from ..protocols import Decomposition, Metric, WeightDecomposition
 from ..statistics.gradients import kfac_energy
 from ..statistics.moments import Moments, Statistics
 from .calibrated import Calibration, noise, on
 from .digests import fingerprint, settings_digest
 from .factorizing import Candidate, Compete, FactorizedSite, working_weight
-from .last_factor import knows_inputs, regressed
 
 NOT_REACHED = "no batch of the data reaches it"
 WEIGHTS_ONLY = "works in the metric of the weights only: use metric='weights'"
@@ -39,7 +36,7 @@ def regress_sites(
 ) -> list[FactorizedSite]:
     """Factorise every weight that the data reaches, for the inputs that it meets there.
 
-    compete : gives the decompositions for a weight; see `last_factor` for those that know
+    compete : gives the decompositions for a weight; see `WeightDecomposition` for those that know
         nothing of inputs
     asked : ranks that have to be on offer
 
@@ -112,8 +109,8 @@ class _Task:
         if gradients is not None and reached:
             energy = get(self.key("energy", given.memory, where), lambda: met.energy(gradients))
         for d in self._decompositions if reached else ():
-            # Those that know of inputs offer every rank, whatever is asked for.
-            asked = () if knows_inputs(d) else tuple(sorted(self._asked))
+            # Others offer every rank, whatever is asked for.
+            asked = tuple(sorted(self._asked)) if isinstance(d, WeightDecomposition) else ()
             weighed = given.memory if given.fisher else "alike"
             key = self.key("regression", settings_digest(d), asked, weighed, where)
             candidates.append(get(key, partial(met.candidate, d, asked)))
@@ -166,24 +163,28 @@ class _Met:
         return self._statistics.moments
 
     @cached_property
-    def _grams(self) -> Tensor:
-        assert self._moments is not None
-        return self._moments.covariance if self._centred else self._moments.gram
+    def _metrics(self) -> list[Metric]:
+        # Once for all decompositions: products of the weight with its largest companion.
+        moments = self._moments
+        if moments is None:
+            assert self._statistics.lookups is not None
+            # One look-up more each: rows that the data does not have are kept as well as the
+            # others allow.
+            often = self._statistics.lookups.to(self._weight) + 1
+            return [Metric.of_rows(group, often) for group in self._weight]
+        device = self._weight.device
+        metrics = []
+        of_groups = moments.of_inputs(self._centred), self._roots, self._noise
+        for group, inputs, root, least in zip(self._weight, *of_groups, strict=True):
+            metric = Metric.of_inputs(group, inputs.to(device), on(device, root))
+            metrics.append(metric.with_ridge(group, least=least))
+        return metrics
 
     @property
     def _noise(self) -> list[float]:
         assert self._moments is not None
-        return noise(self._moments.covariance, self._moments.mean)
-
-    @cached_property
-    def _metrics(self) -> list[Metric]:
-        # Once for all decompositions: a product of the weight with its largest companion.
-        assert self._moments is not None
-        weight, rest = self._weight, self._noise
-        return [
-            Metric.of_inputs(group, gram.to(weight.device), on(weight.device, root), least)
-            for group, gram, root, least in zip(weight, self._grams, self._roots, rest, strict=True)
-        ]
+        pairs = zip(self._moments.covariances, self._moments.mean, strict=True)
+        return [noise(covariance, mean) for covariance, mean in pairs]
 
     def means(self) -> tuple[bool, tuple[Tensor, Tensor] | None]:
         """Whether any batch reaches it, and `FactorizedSite.means`."""
@@ -197,39 +198,16 @@ class _Met:
         """K-FAC energy, for the second moment of its gradients."""
         if self._moments is None:
             return None
-        device = self._weight.device
+        moments = self._moments.of_inputs(self._centred)
         # No weight counts for nothing where its inputs never change.
-        white = torch.eye(self._grams.shape[-1], dtype=self._grams.dtype, device=self._grams.device)
-        grams = self._grams + torch.tensor(self._noise).to(white)[:, None, None] * white
-        return kfac_energy(self._weight, grams.to(device), gradients.to(device))
+        noisy = [m.plus(least) for m, least in zip(moments, self._noise, strict=True)]
+        return kfac_energy(self._weight, noisy, gradients.to(self._weight.device))
 
     def candidate(self, decomposition: Decomposition, asked: Collection[int]) -> Candidate | None:
         """Cut it up in one way; None where that is for the metric of the weights only."""
-        if self._moments is None:
-            parts = _of_lookups(self._weight, self._statistics, decomposition)
-        else:
-            parts = regressed(decomposition, self._weight, self._metrics, asked)
-        if not parts:
-            return None
-        candidate = Candidate(parts)
-        _ = candidate.curve  # made now, so that its size is known
-        return candidate
-
-
-def _of_lookups(
-    weight: Tensor, statistics: Statistics, decomposition: Decomposition
-) -> list[Factorization]:
-    """Factorise an embedding with every row as often as the data looks it up.
-
-    One more look-up each, so that rows which the data does not have are kept as well as
-    the others allow.
-    """
-    assert statistics.lookups is not None
-    often = (statistics.lookups.to(weight) + 1).sqrt()[:, None]
-    parts = [decomposition.factorize(often * w) for w in weight]
-    # Of a tall matrix these keep directions of rows, on which the weight itself can be
-    # projected: the best for its rows, each counted so often.
-    tall = len(often) > weight.shape[-1]
-    if tall and all(isinstance(part, MatrixFactorization) for part in parts):
-        return parts
-    return [decomposition.factorize(group) for group in weight]
+        parts = [
+            decomposition.factorize(group, metric, asked)
+            for group, metric in zip(self._weight, self._metrics, strict=True)
+        ]
+        candidate = Candidate(parts)  # whose curve is made now, so that its size is known
+        return candidate if len(candidate.curve.costs) else None

@@ -8,18 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..decompositions.pivoted import Pivoted, PivotedFactorization
 from ..decompositions.regression import least_squares
 from ..layers import kind_of
 from ..layers.kind import carry_over
 from ..network.weights import Site
 from ..plan import Plan
-from ..protocols import Decomposition, Factors
+from ..protocols import Decomposition, Factorization, Factors, Metric, Rank
 from .calibrated import Calibration
 from .factorizing import Candidate, FactorizedSite, set_weight, stage_parameters, working_weight
 from .in_order import Goal, InOrder, StandIn
-from .last_factor import refitted
+from .refining import RefinedFactorization
 
 
 class Reconstruction(InOrder):
@@ -72,7 +73,7 @@ class Reconstruction(InOrder):
         chosen = next(c for c in known.candidates if c.curve.scheme == planned.scheme)
         decomposition = self._decompositions[planned.scheme]
         parts = [
-            refitted(decomposition, part, *pair, planned.rank)
+            _refitted(decomposition, part, *pair, planned.rank)
             for part, pair in zip(chosen.parts, pairs, strict=True)
         ]
         self._fitted[site.name] = replace(known, candidates=(Candidate(parts),))
@@ -100,3 +101,15 @@ class Reconstruction(InOrder):
         result = kind.build(module, factors, {})
         carry_over(module, result, {})
         return StandIn(result, offset, offset_to)
+
+
+def _refitted(
+    decomposition: Decomposition, known: Factorization, weight: Tensor, metric: Metric, rank: Rank
+) -> Factorization:
+    """Fit a factorisation anew, in another metric, for one rank."""
+    if isinstance(decomposition, Pivoted) and isinstance(known, PivotedFactorization):
+        # Factors are refined as they are, and stored with pivots afterwards.
+        inner = decomposition.generous()
+        return decomposition.pivoted(weight, _refitted(inner, known.whole, weight, metric, rank))
+    closed = decomposition.factorize_at(weight, metric, rank, known)
+    return RefinedFactorization(closed, weight, metric, rank)

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..layers import Slot
 from ..layers.inputs import Inputs
 from ..precision import full_precision
+from ..protocols import SecondMoment
 from ..protocols.metric import counted
 from ..statistics.moments import (
-    add_squares,
+    SquareSum,
     draw,
-    mirror,
     piece_size,
     typical,
     unit_of,
@@ -30,25 +30,30 @@ InputsBySlot = dict[str, Inputs]
 class Anchored:
     """Moments of outputs y = W x of an original layer with inputs x' of its successor.
 
-    gram : (groups, n, n), E[x' x'^T]; cross : (groups, out, n), E[y x'^T]
+    squares : of each group, E[x' x'^T] (n, n); cross : (groups, out, n), E[y x'^T]
     energy : (groups, out), E[(R y)^2]; of all three without the means, for a layer whose bias
         makes up for them
     inputs : (groups, n), E[x']; outputs : (groups, out), E[y]; all float64
     roots : R of each group, (out, out) or its diagonal (out,); None for 1
     """
 
-    gram: Tensor
+    squares: tuple[SecondMoment, ...]
     cross: Tensor
     energy: Tensor
     inputs: Tensor
     outputs: Tensor
     roots: tuple[Tensor | None, ...]
 
+    @property
+    def gram(self) -> Tensor:
+        """`squares` as matrices, (groups, n, n)."""
+        return torch.stack([moment.dense for moment in self.squares])
+
     def with_means(self) -> Anchored:
         """Put the means in, for a layer where nothing makes up for them."""
         return replace(
             self,
-            gram=torch.baddbmm(self.gram, self.inputs[:, :, None], self.inputs[:, None]),
+            squares=tuple(m.plus_square(x) for m, x in zip(self.squares, self.inputs, strict=True)),
             cross=torch.baddbmm(self.cross, self.outputs[:, :, None], self.inputs[:, None]),
             energy=self.energy + _seen(self.roots, self.outputs[:, :, None])[:, :, 0].square(),
         )
@@ -77,7 +82,7 @@ class AnchoredSum:
         groups, out, n = weight.shape
         self._roots = tuple(roots or [None] * groups)
         like: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
-        self._gram = torch.zeros(groups, n, n, **like)
+        self._squares = SquareSum(groups, n, weight.device)
         self._sums = (
             torch.zeros(groups, out, n, **like),
             torch.zeros(groups, out, **like),
@@ -131,6 +136,7 @@ class AnchoredSum:
                     besides = missing[:, :, start : start + y.shape[2]].to(y)
                     y += besides - self._besides[of, :, None].to(y)
                     start += y.shape[2]
+                self._squares.add(of, new, w, share)
                 units = unit_of(new), unit_of(y)
                 self._add(of, new / units[0], y / units[1], w, units, share)
 
@@ -145,7 +151,6 @@ class AnchoredSum:
     ) -> None:
         """Add columns of inputs and of outputs, in these units; `w` (positions,) weighs them."""
         of_x, of_y = units
-        add_squares(self._gram[of], x if w is None else x * w.sqrt(), share * of_x**2)
         y_w, x_w = (y, x) if w is None else (y * w, x * w)
         energy = _seen(self._roots[of], y if w is None else y * w.sqrt()).square().sum(2)
         parts = (y_w @ x.mT, energy, x_w.sum(2), y_w.sum(2))
@@ -162,17 +167,16 @@ class AnchoredSum:
     def result(self) -> Anchored:
         """Divide by the numbers of positions, or by their weights; the sums are used up."""
         count = torch.where(self._count > 0, self._count, 1.0)
-        sums = (mirror(self._gram), *self._sums)
-        gram, cross, energy, inputs, outputs = (
-            t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in sums
+        cross, energy, inputs, outputs = (
+            t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in self._sums
         )
         # What was taken off is not quite the mean.
-        gram.baddbmm_(inputs[:, :, None], inputs[:, None], alpha=-1)
+        squares = self._squares.covariances(count, inputs)
         cross.baddbmm_(outputs[:, :, None], inputs[:, None], alpha=-1)
         energy -= _seen(self._roots, outputs[:, :, None])[:, :, 0].square()
         given = (self._weight.to(self._before) @ self._before[:, :, None])[:, :, 0]
         outputs += given + self._besides
-        return Anchored(gram, cross, energy, inputs + self._after, outputs, self._roots)
+        return Anchored(squares, cross, energy, inputs + self._after, outputs, self._roots)
 
 
 def _seen(roots: Sequence[Tensor | None], y: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
 from .regularizer import Regularizer
+from .second_moment import Dense, SecondMoment, Spanned
+from .weight_decomposition import WeightDecomposition
 
 __all__ = [
     "Allocation",
@@ -23,6 +25,7 @@ __all__ = [
     "Curve",
     "DataCriterion",
     "Decomposition",
+    "Dense",
     "Evidence",
     "Factorization",
     "Factors",
@@ -32,8 +35,11 @@ __all__ = [
     "Prunable",
     "Rank",
     "Regularizer",
+    "SecondMoment",
+    "Spanned",
     "Sparse",
     "SparsityAllocation",
     "Spectrum",
     "Stage",
+    "WeightDecomposition",
 ]

@@ -10,9 +10,10 @@ from skcompress.decompositions.pivoted import BOUND, Pivoted, pivot_rows, pivote
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
-from skcompress.layers.chain import merge_groups, merge_stages, multiply_out
+from skcompress.layers.chain import merge_groups, merge_stages
 from skcompress.linalg import break_even
 from skcompress.protocols import Factors, Metric, Stage
+from skcompress.protocols.product import multiply_out
 from skcompress.testing import awkward_weights, check_decomposition
 
 PLAIN = {"output": SVD(), "input": SVD("input"), "spatial": SpatialSVD(), "tucker": Tucker()}
@@ -163,11 +164,11 @@ def test_outputs_on_data_are_those_of_the_factors_stored_as_ever(shape, unfoldin
     weight = random(*shape, dtype=torch.float32)
     mixing = random(weight[0].numel(), 200, seed=4)
     metric = Metric.of_inputs(weight, mixing @ mixing.mT / 200)
-    ours = Pivoted(plain).regress(weight, metric)
-    theirs = SVD(unfolding, every_rank=True).regress(weight, metric)
+    ours = Pivoted(plain).factorize(weight, metric)
+    theirs = SVD(unfolding, every_rank=True).factorize(weight, metric)
     assert ours.curve.errors == pytest.approx(theirs.curve.errors)
     # More ranks than save numbers without pivots.
-    n_plain = len(plain.regress(weight, metric).curve.ranks)
+    n_plain = len(plain.factorize(weight, metric).curve.ranks)
     assert len(ours.curve.ranks) == ours.curve.full_rank > n_plain
     for rank in (1, n_plain, n_plain + 1):
         a, b = (multiply_out(made.factors(weight, rank)) for made in (ours, theirs))

@@ -65,9 +65,7 @@ class ChannelRefit(InOrder):
             if not bool(inputs.any()):
                 continue
             part = weight[g][:, stays[g]].to(torch.promote_types(weight.dtype, torch.float32))
-            seen = replace(
-                metric, gram=metric.gram[inputs][:, inputs], cross=metric.cross[:, inputs]
-            )
+            seen = replace(metric, inputs=metric.inputs.of(inputs), cross=metric.cross[:, inputs])
             result[g][:, stays[g]] = least_squares(part, seen).to(weight.dtype)
         offset = None if goal.means is None else missing_mean(result, *goal.means)
         self._fits[name] = Fit(result, offset, goal.offset_to)

@@ -62,12 +62,11 @@ class Refit(InOrder):
     def fit_site(self, site: Site, goal: Goal) -> None:
         weight = working_weight(site, self._device)
         known = self._pruned[site.name]
-        metrics = [m.with_ridge(part) for part, m in zip(weight, goal.metrics, strict=True)]
         kept = known.kept(weight.device)
         if self._n_rounds > 1:
-            kept = self._chosen(kept, metrics)
+            kept = self._chosen(kept, goal.metrics)
             known = PrunedWeight.of(known.name, known.fingerprint, kept)
-        found, _ = _fitted(kept, metrics)
+        found, _ = _fitted(kept, goal.metrics)
         found = found.to(weight.dtype)
         offset = None if goal.means is None else missing_mean(found, *goal.means)
         self._pruned[site.name] = replace(
