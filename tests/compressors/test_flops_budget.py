@@ -8,7 +8,6 @@ import pytest
 import torch
 from pairwise import pairwise
 from sklearn.base import clone
-from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -21,7 +20,14 @@ from skcompress import (
 )
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
-from skcompress.errors import BudgetError, MetaWeightError, MissingDataError, OneShotDataError
+from skcompress.errors import (
+    BudgetError,
+    ForwardError,
+    MetaWeightError,
+    MissingDataError,
+    OneShotDataError,
+    UnknownNameError,
+)
 from skcompress.metrics import flop_counter
 from skcompress.protocols import Decomposition, Stage
 
@@ -434,7 +440,7 @@ def test_the_model_stays_as_it_was():
 
 def test_bad_input():
     model, batch = network("linear")
-    with pytest.raises(InvalidParameterError, match="'cost' parameter of SVDCompressor"):
+    with pytest.raises(UnknownNameError, match="no costs is named 'seconds'"):
         SVDCompressor(cost="seconds").fit(model, batch)
     with pytest.raises(MissingDataError, match="cost='flops' of SVDCompressor needs data"):
         SVDCompressor(cost="flops").fit(model)
@@ -446,8 +452,6 @@ def test_bad_input():
         SVDCompressor(0.01, cost="flops", allocation="uniform").fit(model, batch)
     with pytest.raises(MetaWeightError):
         SVDCompressor(cost="flops").fit(copy.deepcopy(model).to("meta"), batch)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ForwardError, match="batch 0"):
         SVDCompressor(cost="flops", metric="weights").fit(model, torch.zeros(4, 19))
     assert torch.backends.mha.get_fastpath_enabled()
-    told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
-    assert any("batch 0" in words for words in told)

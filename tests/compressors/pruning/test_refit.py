@@ -9,7 +9,7 @@ from models import LAYERS, layer, random, seeded
 from torch import nn
 
 from skcompress import Pruner
-from skcompress.compressors.pruning.refitting import Refit
+from skcompress.compressors.pruning.refitting import RIDGE
 from skcompress.errors import CalibratedWeightError
 from skcompress.testing import check_untouched, snapshot
 
@@ -20,7 +20,7 @@ def test_one_layer_is_least_squares_on_what_stays():
     sparse = Pruner("magnitude", 0.5, refit=True, min_kept=0).fit_transform(model, x)
     inputs, goals = x - x.mean(0), model(x).detach() - model(x).detach().mean(0)
     gram = inputs.mT @ inputs / 300
-    ridge = Refit.ridge * float(gram.diagonal().mean())
+    ridge = RIDGE * float(gram.diagonal().mean())
     for row, weight, y in zip(sparse[0].weight, model[0].weight, goals.mT, strict=True):
         support = row != 0
         system = gram[support][:, support] + ridge * torch.eye(int(support.sum()))
