@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
-from .. import __version__
 from ..errors import CheckpointPlaceError, NonFiniteWeightError, SourceChangedError
 from ..fitting.steps import Steps
 from ..metrics import count_parameters
-from ..network.weights import select
+from ..network.weights import Site, select
 from ..plan import Plan, Report
+from ..protocols import Curve
 from .streaming_architecture import Architecture, named_tensors
 from .streaming_journal import (
     BUDGET,
@@ -31,11 +31,12 @@ from .streaming_journal import (
     curve_to_json,
 )
 from .streaming_layers import Group, groups, leave_absent, with_values
+from .streaming_model import write_companions, write_tensors
 from .streaming_output import Shards
 from .streaming_plan import Work
 from .streaming_report import CheckpointReport, Estimate, estimated
 from .streaming_source import WHOLE, Source
-from .streaming_structure import FILE, Contents, replaced_modules
+from .streaming_structure import Contents, replaced_modules
 
 Paths = str | os.PathLike[str]
 
@@ -125,6 +126,21 @@ def estimate_checkpoint(source: Paths, compressor: Any, *, model: Any = None) ->
     return _Task.of(Path(source), compressor, model).estimate()
 
 
+def checkpoint_curves(
+    source: Paths, compressor: Any, *, model: Any = None, verbose: bool | int = False
+) -> Iterator[tuple[Site, list[Curve]]]:
+    """Yield every weight of a checkpoint with what each rank of it would cost and lose.
+
+    Takes and raises what `compress_checkpoint` does.
+    """
+    task = _Task.of(Path(source), compressor, model)
+    for group in tqdm(task.groups, desc="values", unit="layer", disable=not verbose):
+        layers = with_values(task.architecture, group.modules)
+        for site in group.sites:
+            yield site, task.work.curves(layers, site.name)
+        del layers
+
+
 @dataclass(frozen=True)
 class _Task:
     source: Source
@@ -147,7 +163,7 @@ class _Task:
         """Digest of all but the source that the curves depend on."""
         tensors = named_tensors(self.architecture.model)
         shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]
-        return _digest(__version__, self.work.settings(), shapes)
+        return _digest(version("skcompress"), self.work.settings(), shapes)
 
     def budget(self, max_shard_size: int) -> str:
         """Digest of what else decides what comes out."""
@@ -189,7 +205,7 @@ def _carried_out(
         with steps("factors"):
             _write(task, plan, contents, shards, journal, verbose)
         if not single:
-            _write_companions(task.source, place.result, contents.structure(plan))
+            write_companions(task.source, place.result, contents.structure(plan))
         if task.source.stamp() != stamp:
             place.discard()
             raise SourceChangedError(task.source.path)
@@ -216,11 +232,13 @@ def _planned(task: _Task, journal: Journal, verbose: bool | int) -> Plan:
         return Plan.from_dict(journal.get("plan"))
     for group in tqdm(task.groups, desc="values", unit="layer", disable=not verbose):
         missing = [s.name for s in group.sites if journal.get(CURVES + s.name) is None]
-        if missing:
-            layers = with_values(task.architecture, group.modules)
-            for name in missing:
-                curves = task.work.curves(layers, name)
-                journal.add(CURVES + name, [curve_to_json(curve) for curve in curves])
+        if not missing:
+            continue
+        layers = with_values(task.architecture, group.modules)
+        for name in missing:
+            curves = task.work.curves(layers, name)
+            journal.add(CURVES + name, [curve_to_json(curve) for curve in curves])
+        del layers  # before the next ones are read
     curves_of = {
         site.name: [curve_from_json(data) for data in journal.get(CURVES + site.name)]
         for site in task.work.selection.sites
@@ -249,7 +267,8 @@ def _write(
         layers = with_values(task.architecture, group.modules)
         compressed = task.work.applied(plan, layers, select(layers))
         del layers
-        names = _write_tensors(compressed, contents, shards)
+        names = write_tensors(compressed, contents, shards)
+        del compressed
         shards.sync(names)
         journal.add(key, True)
     if not (done and journal.get("copied")):
@@ -257,20 +276,6 @@ def _write(
             shards.copy(name, stored)
         shards.sync()
         journal.add("copied", True)
-
-
-def _write_tensors(compressed: nn.Module, contents: Contents, shards: Shards) -> list[str]:
-    tensors = dict(named_tensors(compressed))
-    names = [n for n in tensors if n in shards.entries and n not in contents.copied]
-    for name in names:
-        shards.write(name, tensors[name])
-    return names
-
-
-def _write_companions(source: Source, folder: Path, structure: dict[str, Any]) -> None:
-    for file in source.companions():
-        shutil.copyfile(file, folder / file.name)
-    (folder / FILE).write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_apart(source: Path, destination: Path) -> None:

@@ -124,22 +124,36 @@ def _called(factory: Callable[[], Any]) -> nn.Module:
     return built
 
 
-def _of_transformers(source: Source) -> nn.Module:
+def transformers_class(path: Path) -> Any:
+    """Give the class of transformers that the configuration in a folder names.
+
+    Raises CheckpointArchitectureError where transformers does not know it.
+    """
+    return _named_class(path)[0]
+
+
+def _named_class(path: Path) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as cause:
         raise CheckpointArchitectureError(
-            source.path, "its config.json is read by transformers, which is not installed"
+            path, "its config.json is read by transformers, which is not installed"
         ) from cause
     try:
-        config = transformers.AutoConfig.from_pretrained(str(source.path))
-        named = [getattr(transformers, name, None) for name in config.architectures or ()]
-        known = next((cls for cls in named if cls is not None), None)
+        config = transformers.AutoConfig.from_pretrained(str(path))
+    except (ValueError, OSError, KeyError) as cause:
+        raise CheckpointArchitectureError(path, str(cause).splitlines()[0]) from cause
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    return next((cls for cls in named if cls is not None), transformers.AutoModel), config
+
+
+def _of_transformers(source: Source) -> nn.Module:
+    cls, config = _named_class(source.path)
+    build = getattr(cls, "from_config", cls)
+    try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            if known is None:
-                return transformers.AutoModel.from_config(config)  # type: ignore[no-any-return]
-            return known(config)  # type: ignore[no-any-return]
-    except (ValueError, OSError, KeyError, AttributeError) as cause:
+            return build(config)  # type: ignore[no-any-return]
+    except (ValueError, KeyError, AttributeError) as cause:
         raise CheckpointArchitectureError(source.path, str(cause).splitlines()[0]) from cause
 
 

@@ -28,7 +28,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }  # fmt: skip
 # Bytes read at a time.
-PIECE = 2**24
+PIECE = 2**22
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -46,12 +46,16 @@ class Stored:
     start: int
     n_bytes: int
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes of the values, some at a time."""
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the bytes of the values, some at a time; each takes the place of the last."""
+        buffer = memoryview(bytearray(min(PIECE, self.n_bytes)))
         with self.file.open("rb") as file:
             file.seek(self.start)
             for done in range(0, self.n_bytes, PIECE):
-                yield file.read(min(PIECE, self.n_bytes - done))
+                piece = buffer[: min(PIECE, self.n_bytes - done)]
+                if file.readinto(piece) < len(piece):
+                    raise CheckpointSourceError(self.file, "it became shorter meanwhile")
+                yield piece
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """Give the values as `dtype`, converted piece by piece: no second copy is made."""
@@ -59,7 +63,7 @@ class Stored:
         result = torch.empty(self.shape, dtype=dtype)
         flat, done = result.view(-1), 0
         for piece in self.pieces():
-            values = torch.frombuffer(bytearray(piece), dtype=stored)
+            values = torch.frombuffer(piece, dtype=stored)
             flat[done : done + len(values)] = values
             done += len(values)
         return result

@@ -63,6 +63,19 @@ class Contents:
             found.copied[further.name] = further
         return found
 
+    @classmethod
+    def whole(cls, result: nn.Module) -> Contents:
+        """List what a compressed model with values consists of."""
+        found = cls()
+        kept: dict[int, str] = {}
+        for name, tensor in named_tensors(result):
+            if id(tensor) in kept:
+                found.shared[name] = kept[id(tensor)]
+            else:
+                kept[id(tensor)] = name
+                found.entries.append(Entry.like(name, tensor))
+        return found
+
     def structure(self, plan: Plan) -> dict[str, Any]:
         """Say what a reader has to know to build the compressed model, ready for JSON."""
         return {"version": VERSION, "plan": plan.to_dict(), "shared": self.shared}
