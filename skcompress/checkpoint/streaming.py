@@ -120,7 +120,8 @@ def compress_checkpoint(
 def estimate_checkpoint(source: Paths, compressor: Any, *, model: Any = None) -> Estimate:
     """Say about how long `compress_checkpoint` takes, and how much memory.
 
-    By what a decomposition of a small matrix takes now: a factor of two off at times. Raises
+    By what a decomposition of a small matrix takes now: up to three times what it takes in the end,
+    of large matrices. Raises
     what it would raise for these arguments.
     """
     return _Task.of(Path(source), compressor, model).estimate()
