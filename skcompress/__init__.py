@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors, protocols, registry, spaces, testing
+    from .checkpoint.streaming import compress_checkpoint
     from .compressors.low_rank import LowRankCompressor
     from .compressors.pruning.magnitude import MagnitudePruner
     from .compressors.pruning.pruner import Pruner
@@ -60,6 +61,7 @@ _HOMES = {
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
+    "compress_checkpoint": "checkpoint.streaming",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_nonzeros": "metrics",
@@ -95,6 +97,7 @@ __all__ = [
     "StableRank",
     "TuckerCompressor",
     "WeightDisplay",
+    "compress_checkpoint",
     "count_bytes",
     "count_flops",
     "count_nonzeros",

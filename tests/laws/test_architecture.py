@@ -26,7 +26,8 @@ LAYERS = [
     {"lockstep"},
     {"fitting", "penalties"},
     {"compressors"},
-    {"testing", "training", "tuning", "plotting"},
+    {"testing", "training", "tuning", "plotting", "checkpoint"},
+    {"cli", "__main__"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {

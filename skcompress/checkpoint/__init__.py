@@ -1,0 +1,1 @@
+"""Compressed models on disk: written whole or not at all, read without pickle."""
