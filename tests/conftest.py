@@ -10,6 +10,7 @@ import pytest
 # Imported where it is used: the process that only hands out tests does not need it.
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,3 +38,14 @@ def generator() -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 8, 8) of handwritten digits, and their labels."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return x, torch.tensor(labels)
