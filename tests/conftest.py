@@ -10,7 +10,6 @@ import pytest
 # Imported where it is used: the process that only hands out tests does not need it.
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,8 +39,8 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
+@pytest.fixture(scope="session")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Images (n, 1, 8, 8) of handwritten digits, and their labels."""
     import torch
     from sklearn.datasets import load_digits

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decompositions.pivoted import Pivoted, PivotedFactorization
 from ..layers.chain import multiply_out
 from ..linalg import cholesky
 from ..protocols import Curve, Decomposition, Factorization, Factors, Metric, Rank, Stage
-from .factorizing import merge_curves
+from .curves import merge_curves
 from .refining import RefinedFactorization
 
 # Ranks of one weight that are fitted: each takes products with its gram.
@@ -106,8 +105,6 @@ def thinned(
 
 def knows_inputs(decomposition: Decomposition) -> bool:
     """Whether a decomposition itself works in the metric of the activations."""
-    if isinstance(decomposition, Pivoted):
-        decomposition = decomposition.decomposition
     return type(decomposition).regress is not Decomposition.regress
 
 
@@ -124,39 +121,25 @@ def regressed(
     pairs = list(zip(weight, metrics, strict=True))
     if knows_inputs(decomposition):
         return [decomposition.regress(*pair) for pair in pairs]
-    plain = decomposition.decomposition if isinstance(decomposition, Pivoted) else decomposition
-    inner = [plain.factorize(group) for group in weight]
+    inner = [decomposition.factorize(group) for group in weight]
     # The same ranks for all groups, which are to have one in common. Which stages there are may
     # depend on the rank.
     curve = merge_curves([part.curve for part in inner])
     offered = thinned(
-        curve, asked, lambda rank: pointwise_last(plain.stages(weight.shape[1:], rank))
+        curve, asked, lambda rank: pointwise_last(decomposition.stages(weight.shape[1:], rank))
     )
     if not offered:
         return []
-    parts: list[Factorization] = [
-        LastFactor(part, *pair, offered) for part, pair in zip(inner, pairs, strict=True)
-    ]
-    if isinstance(decomposition, Pivoted):
-        parts = [decomposition.pivoted(*pair) for pair in zip(weight, parts, strict=True)]
-    return parts
+    return [LastFactor(part, *pair, offered) for part, pair in zip(inner, pairs, strict=True)]
 
 
 def refitted(
     decomposition: Decomposition, known: Factorization, weight: Tensor, metric: Metric, rank: Rank
 ) -> Factorization:
     """Fit a factorisation that `regressed` gave anew, in another metric, for one rank."""
-    pivoted = known if isinstance(known, PivotedFactorization) else None
-    whole = known if pivoted is None else pivoted.whole
-    if isinstance(whole, LastFactor):
+    if isinstance(known, LastFactor):
         # What it is fitted around does not depend on inputs.
-        closed: Factorization = LastFactor(whole.inner, weight, metric, {rank})
+        closed: Factorization = LastFactor(known.inner, weight, metric, {rank})
     else:
-        plain = decomposition.generous() if isinstance(decomposition, Pivoted) else decomposition
-        closed = plain.regress_at(weight, metric, rank)
-    refined = RefinedFactorization(closed, weight, metric, rank)
-    if pivoted is None:
-        return refined
-    assert isinstance(decomposition, Pivoted)
-    saved = decomposition.saved(weight.shape, refined.curve)
-    return PivotedFactorization(refined, pivoted.curve.scheme, saved)
+        closed = decomposition.regress_at(weight, metric, rank)
+    return RefinedFactorization(closed, weight, metric, rank)

@@ -1,24 +1,32 @@
 """What a plugin must write, and the records that pass between the parts.
 
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
-`Regularizer`, `Criterion` or `DataCriterion`, or `Compressor`, and names it in the entry-point
-group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested package.
+`Regularizer`, `Criterion` or `DataCriterion`, `Objective`, or `Compressor`, and names it in the
+entry-point group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested
+package.
 What of its parameters is worth searching it says in a class attribute `search_space`, in the words
 of `skcompress.spaces`.
 """
 
 from .allocation import Allocation, Choice, Layer, Prunable, SparsityAllocation
 from .compressor import Compressor
+from .cost import Cost, CostedWeight, Options, StandInCall
 from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
 from .metric import Metric
-from .regularizer import Regularizer
+from .modelwise import Modelwise
+from .objective import Bench, Objective
+from .regularizer import Regularizer, SumRegularizer
+from .storage import Storage
 
 __all__ = [
     "Allocation",
+    "Bench",
     "Choice",
     "Compressor",
+    "Cost",
+    "CostedWeight",
     "Criterion",
     "Curve",
     "DataCriterion",
@@ -28,6 +36,9 @@ __all__ = [
     "Factors",
     "Layer",
     "Metric",
+    "Modelwise",
+    "Objective",
+    "Options",
     "Pivots",
     "Prunable",
     "Rank",
@@ -36,4 +47,7 @@ __all__ = [
     "SparsityAllocation",
     "Spectrum",
     "Stage",
+    "StandInCall",
+    "Storage",
+    "SumRegularizer",
 ]

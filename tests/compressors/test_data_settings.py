@@ -301,7 +301,7 @@ BAD = [
     ("recalibrate_norm", None), ("recalibrate_norm", 3), ("fold_norm", "auto"), ("fold_norm", None),
     ("calibration_memory", 0), ("calibration_memory", -1.0), ("calibration_memory", "2 GiB"),
     ("calibration_memory", None), ("max_positions", 0), ("max_positions", 1.5),
-    ("max_positions", "all"), ("pivot", "yes"), ("cost", "seconds"), ("random_state", "seed"),
+    ("max_positions", "all"), ("pivot", "yes"), ("cost", None), ("random_state", "seed"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor
-from skcompress.fitting.calibrated import DAMPING
+from skcompress.fitting.calibration import DAMPING
 from skcompress.network.batches import batches
 from skcompress.network.weights import select
 from skcompress.protocols import Metric

@@ -12,13 +12,13 @@ from torch import nn
 
 from skcompress import LowRankCompressor, count_parameters
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
-from skcompress.decompositions.pivoted import Pivoted
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import BudgetError
 from skcompress.fitting.refining import RefinedFactorization
 from skcompress.layers.chain import multiply_out
 from skcompress.protocols import Metric
-from skcompress.testing import awkward_weights, check_decomposition
+from skcompress.storages.pivot import Pivot
+from skcompress.testing import awkward_weights, check_decomposition, check_storage
 
 
 def metric_of(weight, seed=7, condition=1, output=None):
@@ -51,7 +51,7 @@ def test_keeps_the_laws(density):
 
 
 def test_keeps_the_laws_with_pivots():
-    check_decomposition(Pivoted(LowRankSparse()))
+    check_storage(Pivot(), LowRankSparse())
 
 
 OUTPUTS = {

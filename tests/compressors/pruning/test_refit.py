@@ -166,3 +166,26 @@ def test_classes_that_count_more_keep_more(settings):
 
     for label in (0, 1):
         assert lost({label: 50.0}, label) < lost({1 - label: 50.0}, label)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"refit": True, "refit_rounds": 4},
+        {"refit": True, "refit_rounds": 3, "pattern": "2:4"},
+        {"refit": True, "sparsity": 0.3},
+        {"criterion": "obs", "sparsity": 0.3},
+    ],
+)
+def test_zeros_of_before_stay_zero(settings):
+    model = seeded(lambda: nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24)))
+    x = random(200, 24, dtype=torch.float32)
+    zero = random(24, 24, dtype=torch.float32) < 0
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[zero] = 0
+    pruner = Pruner("magnitude", 0.7).set_params(**settings)
+    sparse = pruner.fit_transform(model, x)
+    for layer in (sparse[0], sparse[2]):
+        assert not layer.weight[zero].any()
+        assert layer.weight[~zero].any()
