@@ -29,6 +29,8 @@ from .polar_express import inverse_root
 
 # Share of the energy below which directions are solved again in float64.
 _SAFE = 1e-2
+# Share of the energy below which a direction of a least-squares problem says nothing.
+_SILENT = 1e-7
 # Columns converted to a higher precision at a time, so that no copy of the weight is made.
 _CHUNK = 2048
 # Rows per block of the Gram matrix; only blocks on and below the diagonal are computed.
@@ -122,15 +124,11 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     starts from balanced gradients.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    if tall:
-        other = matrix @ basis
-        scale = other.norm(dim=0)
-    else:
-        other = basis.mT @ matrix
-        scale = other.norm(dim=1)
-    root = scale.sqrt()
+    other = matrix @ basis if tall else basis.mT @ matrix
+    root = _norms(other, 0 if tall else 1).sqrt()
     # A direction without energy keeps its unit vector on one side and zeros on the other.
-    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
+    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root)).to(matrix.dtype)
+    root = root.to(matrix.dtype)
     if tall:
         return other * inverse, root[:, None] * basis.mT
     return basis * root, inverse[:, None] * other
@@ -138,10 +136,14 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Give columns of `left` (m, r) and rows of `right` (r, n) equal norms; same product."""
-    sizes = left.norm(dim=0), right.norm(dim=1)
-    root = (sizes[1] / sizes[0]).sqrt()
+    root = (_norms(right, 1) / _norms(left, 0)).sqrt()
     root = torch.where(torch.isfinite(root) & (root > 0), root, torch.ones_like(root))
-    return left * root, right / root[:, None]
+    return (left * root).to(left.dtype), (right / root[:, None]).to(right.dtype)
+
+
+def _norms(matrix: Tensor, dim: int) -> Tensor:
+    """Norms in float64: squares of huge and of tiny values leave the range of float32."""
+    return torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64)
 
 
 def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +171,25 @@ def cholesky(matrix: Tensor) -> Tensor:
         root, failed = torch.linalg.cholesky_ex(matrix + shift * identity)
         shift = 10 * shift
     return root
+
+
+def damped_solve(gram: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """Solve X gram = target, near `start` in the directions that `gram` says nothing of.
+
+    gram : float64 Tensor of shape (n, n), positive semi-definite but for rounding; of any scale,
+        also of each row and column by itself
+    target, start : (m, n)
+
+    No number gets larger than what is left to explain justifies: a direction that holds less than
+    `_SILENT` of what its coordinates hold stays as `start` has it. O(n^3 + m n^2).
+    """
+    sizes = gram.diagonal().clamp(min=0).sqrt()
+    # Of a coordinate that is never anything but zero nothing follows.
+    scale = torch.where(sizes > 0, 1 / sizes, torch.zeros_like(sizes))
+    scaled = gram * scale[:, None] * scale
+    scaled.diagonal().copy_(torch.ones_like(sizes) * (1 + _SILENT))
+    left = (target - start @ gram) * scale
+    return start + torch.cholesky_solve(left.mT, cholesky(scaled)).mT * scale
 
 
 def scaled_gram(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from skcompress.linalg import (
+    balance,
     balanced_factors,
     cholesky,
+    damped_solve,
     leading_subspace,
     lower_gram,
     polar_factor,
@@ -56,6 +58,15 @@ def test_very_large_and_very_small_weights(size, generator):
     matrix = torch.randn(10, 30, generator=generator)
     reference = torch.linalg.svdvals(matrix.double())
     assert torch.allclose(leading_subspace(matrix * size).values / size, reference, rtol=1e-4)
+    for weight in (matrix * size, matrix.mT * size):
+        left, right = balanced_factors(weight, leading_subspace(weight).vectors)
+        for pair in ((left, right), balance(left * 1e-6, right * 1e6)):
+            assert torch.allclose(norms(pair[0].mT), norms(pair[1]), rtol=1e-4)
+            assert torch.allclose(pair[0] @ pair[1] / size, weight / size, atol=1e-4)
+
+
+def norms(rows):
+    return rows.double().norm(dim=1)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.999, 0.99, 0.9, 0.7, 0.5, 0.1])
@@ -135,6 +146,26 @@ def test_polar_factor_both_ways(smallest, generator):
     assert float(found.frobenius) == pytest.approx(float(values.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("rows", [192, 60])
+def test_polar_factor_of_a_badly_conditioned_matrix(rows, generator):
+    matrix = torch.randn(rows, 192, generator=generator)
+    matrix[-1] = 1e-4 * matrix[-1] + matrix[0]
+    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    found = polar_factor(matrix)
+    error = (found.left @ found.right).double() - left @ right
+    assert float(error.norm() / (left @ right).norm()) < 1e-2
+    nuclear = float(torch.linalg.matrix_norm(matrix.double(), "nuc"))
+    assert float(found.nuclear) == pytest.approx(nuclear, rel=1e-6)
+
+
+def test_polar_factor_of_a_square_layer_is_accurate(generator):
+    matrix = torch.randn(192, 192, generator=generator)
+    left, _, right = torch.linalg.svd(matrix.double())
+    found = polar_factor(matrix)
+    error = (found.left @ found.right).double() - left @ right
+    assert float(error.norm() / (left @ right).norm()) < 2e-5
+
+
 def test_polar_factors_of_several_matrices_at_once(generator):
     stack = torch.randn(3, 5, 9, generator=generator)
     stack[1] = 0
@@ -194,3 +225,25 @@ def test_cholesky_of_what_rounding_left_of_nothing(diagonal):
     assert torch.isfinite(root).all()
     assert torch.allclose(root @ root.mT, matrix, atol=1e-5)
     assert not torch.isfinite(cholesky(matrix + torch.nan)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_damped_solve(scale, generator):
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    factor = normal(6, 40)
+    gram, goal = factor @ factor.mT / 40, normal(4, 6)
+    start = normal(4, 6)
+    units = torch.logspace(-3, 3, 6, dtype=torch.float64)
+    # What is determined is found, in whatever units each coordinate comes.
+    found = damped_solve(scale * units[:, None] * gram * units, scale * goal @ gram * units, start)
+    assert torch.allclose(found * units, goal, rtol=1e-3, atol=1e-5)
+    # What is not stays as it was, however much rounding says otherwise.
+    factor[3:] = factor[:3]
+    gram = scale * (factor @ factor.mT)
+    noise = 1e-9 * float(gram.diagonal().mean()) * normal(4, 6)
+    found = damped_solve(gram, goal @ gram + noise, start)
+    assert torch.allclose(found[:, :3] + found[:, 3:], goal[:, :3] + goal[:, 3:], atol=1e-5)
+    assert torch.allclose(found[:, :3] - found[:, 3:], start[:, :3] - start[:, 3:], atol=0.1)
+    assert torch.equal(damped_solve(0 * gram, 0 * goal, start), start)

@@ -24,6 +24,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    HugeWeightError,
     InverseError,
     MetaWeightError,
     ModelCopyError,
@@ -94,6 +95,7 @@ __all__ = [
     "ForwardError",
     "HeldWeightError",
     "HookedOptimizerError",
+    "HugeWeightError",
     "InverseError",
     "MetaWeightError",
     "MinKeptError",

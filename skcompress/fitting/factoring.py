@@ -14,8 +14,8 @@ from ..protocols import Choice, Metric, Rank
 from .candidates import working_weight
 from .digests import Fingerprint
 from .fitted import DenseWeight, FactoredWeight, Replacement
-from .last_factor import refitted
 from .offers import Offer, WeightOffers, stored
+from .refining import refined
 
 
 class Factoring:
@@ -60,7 +60,7 @@ class Factoring:
         offer, rank = self._chosen[site.name]
         decomposition = offer.candidate.decomposition
         parts = [
-            refitted(decomposition, known, *pair, rank).factors(pair[0], rank)
+            refined(decomposition.factorize_at(*pair, rank, known).factors(pair[0], rank), pair[1])
             for known, pair in zip(offer.candidate.parts, pairs, strict=True)
         ]
         factors = stored(parts, offer.storage)

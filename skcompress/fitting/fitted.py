@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import CalibratedWeightError
 from ..layers import kind_of, substitute
-from ..layers.chain import empty_factors, merge_stages, multiply_out
+from ..layers.chain import empty_factors, merge_stages
 from ..layers.writing import write_weights
 from ..network.normalization import fold
 from ..network.weights import Patterns, Site, check_model, select
 from ..plan import Plan
 from ..protocols import Decomposition, Factors, Rank, Storage
+from ..protocols.product import multiply_out
 from ..threads import results_side_by_side
 from .candidates import Means, working_weight
 from .choices import compare_to_plan, restore_ties

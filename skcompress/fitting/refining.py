@@ -15,28 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layers.chain import multiply_out
-from ..protocols import Factorization, Factors, Metric, Rank
+from ..protocols import Factors, Metric
+from ..protocols.product import multiply_out
 
 # Most of what is to be gained is gained in the first ones.
 ITERATIONS = 30
-
-
-class RefinedFactorization(Factorization):
-    """A factorisation at one rank, its factors refined."""
-
-    def __init__(self, closed: Factorization, weight: Tensor, metric: Metric, rank: Rank):
-        self.curve = closed.curve
-        self._factors = closed.factors(weight, rank)
-        # Moments that are little but rounding are nothing to be exact about.
-        if metric.noise < metric.ridge * float(metric.gram.diagonal().mean()):
-            self._factors = refined(self._factors, metric.with_ridge(weight))
-
-    def factors(self, weight: Tensor, rank: Rank) -> Factors:
-        return self._factors
-
-    def trim(self, rank: Rank) -> RefinedFactorization:
-        return self
 
 
 def refined(factors: Factors, metric: Metric) -> Factors:
@@ -49,16 +32,22 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     values: list[float] = []
     # A caller's inference mode would make tensors that nothing can be differentiated by.
     with torch.inference_mode(False), torch.enable_grad():
+        # In units of their own size, so that steps and tolerances mean the same for every weight.
+        sizes = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) or 1.0
+                 for t in factors.stored]  # fmt: skip
         tensors = [
-            t.to(metric.gram, copy=True, memory_format=torch.contiguous_format).requires_grad_()
-            for t in factors.stored
+            (t.to(metric.cross, memory_format=torch.contiguous_format) / size).requires_grad_()
+            for t, size in zip(factors.stored, sizes, strict=True)
         ]
+
+        def stored() -> list[Tensor]:
+            return [size * t for t, size in zip(tensors, sizes, strict=True)]
 
         def evaluate() -> Tensor:
             """Relative error; and its gradient, written to the tensors."""
-            weight = multiply_out(factors.holding(tensors)).flatten(1)
+            weight = multiply_out(factors.holding(stored())).flatten(1)
             with torch.no_grad():
-                slope = weight @ metric.gram - metric.cross
+                slope = metric.inputs.times(weight) - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
                 values.append(float(value) / energy)
@@ -76,5 +65,5 @@ def refined(factors: Factors, metric: Metric) -> Factors:
     # An error below zero is one of moments that do not belong together, by rounding.
     if not 0 <= values[-1] <= values[0]:
         return factors
-    found = zip(tensors, factors.stored, strict=True)
+    found = zip(stored(), factors.stored, strict=True)
     return factors.holding([new.detach().to(old.dtype) for new, old in found])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..protocols import Factors, Sparse
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .inputs import Inputs
 from .kind import LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import dense_weight, stored_factors

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..protocols import Factors
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .inputs import Lookups
 from .kind import Factorized, LayerKind, Memo, Slot, overrides
 from .linear import dense_weight

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..protocols import Factors, Pivots
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .inputs import Inputs, rows
 from .kind import LayerKind, Memo, Slot, dense_copy, overrides
 from .pivot import with_pivots

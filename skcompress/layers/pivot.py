@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..protocols import Pivots
-from .chain import whole
+from ..protocols.product import whole
 
 
 class PivotedFactor(nn.Module):

@@ -18,7 +18,9 @@ from .metric import Metric
 from .modelwise import Modelwise
 from .objective import Bench, Objective
 from .regularizer import Regularizer, SumRegularizer
+from .second_moment import Dense, SecondMoment, Spanned
 from .storage import Storage
+from .weight_decomposition import WeightDecomposition
 
 __all__ = [
     "Allocation",
@@ -31,6 +33,7 @@ __all__ = [
     "Curve",
     "DataCriterion",
     "Decomposition",
+    "Dense",
     "Evidence",
     "Factorization",
     "Factors",
@@ -43,6 +46,8 @@ __all__ = [
     "Prunable",
     "Rank",
     "Regularizer",
+    "SecondMoment",
+    "Spanned",
     "Sparse",
     "SparsityAllocation",
     "Spectrum",
@@ -50,4 +55,5 @@ __all__ = [
     "StandInCall",
     "Storage",
     "SumRegularizer",
+    "WeightDecomposition",
 ]

@@ -112,6 +112,6 @@ def slot_inputs(
 def _finite(name: str, found: Statistics) -> Statistics:
     moments = found.moments
     # An input that is not finite shows on the diagonal of its squares.
-    if moments is not None and not moments.gram.diagonal(dim1=1, dim2=2).isfinite().all():
+    if moments is not None and not all(m.diagonal.isfinite().all() for m in moments.covariances):
         raise NonFiniteInputError(name)
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..decompositions.svd import SVD
-from ..layers.chain import multiply_out
 from ..protocols import Decomposition, Storage
+from ..protocols.product import multiply_out
 from .cases import awkward_weights
 from .estimators import checked_estimator
 

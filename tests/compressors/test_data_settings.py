@@ -198,6 +198,37 @@ def test_singular_statistics(pick, way, compressor, settings):
     assert error(model, small, images(seed=9)) < (10.0 if pick is one else 2.0)
 
 
+@pytest.mark.parametrize("way", ["independent", "sequential"])
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_where_inputs_say_nothing_the_weight_decides(compressor, way):
+    # Inputs that change by nothing but rounding.
+    model = seeded(lambda: nn.Sequential(nn.Linear(30, 40)))
+    x = 7 + 5e-7 * seeded(lambda: torch.randn(200, 30)).round()
+    fitted = compressor(rank=0.5, reconstruction=way)
+    small, plain = fitted.fit_transform(model, x), compressor(rank=0.5).fit(model)
+    assert fitted.ranks_ == plain.ranks_
+    kept = (m[0].weight.detach() for m in (model, small, plain.transform(model)))
+    weight, found, expected = kept
+    assert float((found - weight).norm() / (expected - weight).norm()) < 1.001
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e6])
+@pytest.mark.parametrize("pick", [few, one, alike, images])
+@pytest.mark.parametrize("rank", [{"2": 0.9}, 1, 3])
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_no_number_is_larger_than_the_data_justifies(compressor, rank, pick, scale):
+    model = seeded(lambda: nn.Sequential(
+        nn.Conv1d(1, 16, 3), nn.ReLU(), nn.Conv1d(16, 4, 2, stride=2)
+    ))  # fmt: skip
+    x = images(12)[:, :1].flatten(2)[:, :, :33] * scale
+    x = x[:1].expand(8, -1, -1) if pick is alike else x if pick is images else pick(x)
+    allocation = "energy" if isinstance(rank, dict) else "global"
+    small = compressor(rank=rank, allocation=allocation).fit_transform(model, x)
+    largest = max(float(p.detach().abs().max()) for p in small.parameters())
+    assert largest < 30 * scale + 30
+    assert error(model, small, x) < 1.0
+
+
 def test_what_inputs_never_do_costs_nothing():
     # Inputs in four directions: rank four gives the outputs, whatever the weight does elsewhere.
     x = seeded(lambda: torch.randn(100, 4) @ torch.randn(4, 60) + 3.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from data_cases import error
 from models import seeded
 from torch import nn
 
@@ -165,3 +166,13 @@ def test_behind_a_normalisation_errors_count_as_they_leave_it():
         lost = float((outputs - small(x).double()).square().sum())
     values = torch.linalg.svdvals(outputs - outputs.mean(0))
     assert lost == pytest.approx(float(values[6:].square().sum()), rel=2e-2)
+
+
+def test_what_the_outputs_hardly_notice_still_counts_a_little():
+    # All logits together are worth nothing to a classifier, and most of this weight.
+    model = seeded(lambda: nn.Sequential(nn.Linear(20, 10)))
+    with torch.no_grad():
+        model[0].weight.add_(10 * torch.randn(20, generator=torch.Generator().manual_seed(1)))
+    x = seeded(lambda: torch.randn(400, 20))
+    small = SVDCompressor(5, metric="fisher", reconstruction="independent").fit_transform(model, x)
+    assert error(model, small, x) < 0.2

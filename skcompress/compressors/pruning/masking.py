@@ -84,9 +84,10 @@ def distortion(scores: Tensor, weight: Tensor, moments: Moments, gradients: Tens
     """
 
     def lost(counts: Sequence[int]) -> list[float]:
-        gram, seen = moments.gram.to(weight.device), gradients.to(weight.device)
+        inputs = [m.to(weight.device) for m in moments.of_inputs(centred=False)]
+        seen = gradients.to(weight.device)
         return [
-            kfac_energy(masked(weight, ~keep_largest(scores, count)), gram, seen) / 2
+            kfac_energy(masked(weight, ~keep_largest(scores, count)), inputs, seen) / 2
             for count in counts
         ]
 
