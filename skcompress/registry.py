@@ -1,8 +1,8 @@
 """Plugins by kind and name, found through the entry points of installed packages.
 
 `names` reads metadata only; `resolve` imports the one plugin that is asked for. The
-groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria` and
-`.compressors`, for our own plugins as for everybody's.
+groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria`,
+`.compressors` and `.layers`, for our own plugins as for everybody's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
     "compressors": (protocols.Compressor,),
+    "layers": (protocols.LayerKind,),
 }
 
 
@@ -100,7 +101,7 @@ def _protocol(kind: str) -> tuple[type, ...]:
 
 def _entry_points(kind: str) -> list[EntryPoint]:
     _protocol(kind)
-    return _scan(f"skcompress.{kind}", _installed_state())
+    return _scan(f"skcompress.{kind}", installed())
 
 
 @lru_cache(maxsize=16)
@@ -113,8 +114,8 @@ def _scan(group: str, state: object) -> list[EntryPoint]:
     return points
 
 
-def _installed_state() -> tuple[tuple[str, int], ...]:
-    """What changes whenever a package is installed or removed: the folders on the path."""
+def installed() -> tuple[tuple[str, int], ...]:
+    """Give what changes whenever a package is installed or removed: the folders on the path."""
     return tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
 
 

@@ -35,6 +35,7 @@ from .models import (
 )
 from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
 from .plugins import (
+    LayerKindConflictError,
     MissingPluginError,
     NotInstalledError,
     PluginConflictError,
@@ -91,6 +92,7 @@ __all__ = [
     "FailedTrialsError",
     "HeldWeightError",
     "InverseError",
+    "LayerKindConflictError",
     "MetaWeightError",
     "MinKeptError",
     "MissingDataError",

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ..decompositions.regression import least_squares
-from ..layers import kind_of
-from ..layers.kind import carry_over
+from ..layers import carry_over, kind_of
 from ..network.weights import Site
 from ..plan import Plan
 from ..protocols import Decomposition, Factors

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factors
-from .inputs import Inputs, rows
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot, rows
 from .linear import FactorizedLinear, linear, stored_factors
 from .reparametrized import computed_names, holds_more
+from .taking_over import dense_copy, overrides
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _SETTINGS = ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first",
@@ -28,6 +27,8 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
     the three input projections is factorised they stay one parameter, `packed_weight`:
     only so can it be shared with another layer.
     """
+
+    kind = "attention"
 
     # Sends whoever looks inside to the separate `q_proj_weight`, ..., and keeps
     # nn.TransformerEncoderLayer from handing projection weights to its fused kernel.
@@ -151,6 +152,13 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             merged = pad if merged is None else merged + pad
         return merged
 
+    def factors(self) -> dict[str, Factors]:
+        return {
+            name: projection.factors()[""]
+            for name, projection in self.named_children()
+            if isinstance(projection, Factorized)
+        }
+
     def to_dense(self, memo: Memo) -> nn.Module:
         attention = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, dropout=self.dropout,
@@ -200,12 +208,9 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class AttentionKind(LayerKind):
     """`torch.nn.MultiheadAttention`; owns the projection layer inside it."""
 
-    name = "MultiheadAttention"
+    types = (nn.MultiheadAttention,)
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.MultiheadAttention)
 
     def refusal(self, module: Any) -> str | None:
         if computed_names(module) or computed_names(module.out_proj):

@@ -42,9 +42,13 @@ class PivotedFactor(nn.Module):
         """Give the channels in the order in which `forward` picks them; and the way back."""
 
     @property
+    def pivots(self) -> Pivots:
+        """What is left out of the layer inside."""
+        return Pivots(self.axis, self._index(self.index))
+
+    @property
     def weight(self) -> Tensor:
-        pivots = Pivots(self.axis, self._index(self.index))
-        return whole(self.layer.weight, self.groups, pivots)
+        return whole(self.layer.weight, self.groups, self.pivots)
 
     @property
     def in_features(self) -> int:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..protocols import Factors
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot
 from .hidden_states import recurrent_inputs
-from .inputs import Inputs
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear
 from .reparametrized import computed_names, holds_more
+from .taking_over import dense_copy, overrides
 
 _BASES: dict[str, type[nn.RNNBase]] = {
     "LSTM": nn.LSTM,
@@ -35,19 +34,21 @@ class FactorizedRecurrent(nn.Module, Factorized):
     parameters of the same name.
     """
 
+    kind = "recurrent"
+
     def __init__(self, like: nn.RNNBase, factors: Mapping[str, nn.Module], memo: Memo):
         super().__init__()
         for name in _SETTINGS:
             setattr(self, name, copy.deepcopy(getattr(like, name)))
-        self.factors = nn.ModuleDict(factors)
+        self.chains = nn.ModuleDict(factors)
         for name in self._flat_weights_names:
             if name not in factors:
                 self.register_parameter(name, dense_copy(getattr(like, name), memo))
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
-        if "factors" in modules and name in modules["factors"]:
-            return modules["factors"][name].weight
+        if "chains" in modules and name in modules["chains"]:
+            return modules["chains"][name].weight
         return super().__getattr__(name)
 
     @property
@@ -79,6 +80,9 @@ class FactorizedRecurrent(nn.Module, Factorized):
     def extra_repr(self) -> str:
         return f"{_BASES[self.mode].__name__}, {self.input_size}, {self.hidden_size}"
 
+    def factors(self) -> dict[str, Factors]:
+        return {name: chain.factors()[""] for name, chain in self.chains.items()}
+
     def to_dense(self, memo: Memo) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS[1:8]}
         if self.mode == "LSTM":
@@ -87,8 +91,8 @@ class FactorizedRecurrent(nn.Module, Factorized):
             settings["nonlinearity"] = self.mode.removeprefix("RNN_").lower()
         layer = _BASES[self.mode](**settings, device="meta")
         for name in self._flat_weights_names:
-            if name in self.factors:
-                stages = list(self.factors[name].parameters())
+            if name in self.chains:
+                stages = list(self.chains[name].parameters())
                 with torch.no_grad():
                     product = getattr(self, name).clone()
                 value = nn.Parameter(product, any(s.requires_grad for s in stages))
@@ -101,13 +105,10 @@ class FactorizedRecurrent(nn.Module, Factorized):
 class RecurrentKind(LayerKind):
     """`nn.LSTM`, `nn.GRU`, `nn.RNN`: every weight of every layer and direction."""
 
-    name = "Recurrent"
+    types = (nn.LSTM, nn.GRU, nn.RNN)
     saves_no_flops = "its factors are multiplied out at every call, which saves no FLOPs"
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, (nn.LSTM, nn.GRU, nn.RNN))
 
     def refusal(self, module: Any) -> str | None:
         if computed_names(module):

@@ -19,8 +19,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Sparse
-from .kind import Factorized
+from ..protocols import Factorized, Factors, Pivots, Sparse
+from .pivot import PivotedFactor
 
 
 class SparseTerm(nn.Module):
@@ -39,12 +39,13 @@ class SparseTerm(nn.Module):
         self.shape = sparse.shape
 
     @property
-    def weight(self) -> Tensor:
-        return self._placed()
+    def sparse(self) -> Sparse:
+        """The values and where they belong."""
+        return Sparse(self.values, self.positions, self.shape)
 
-    def _placed(self) -> Tensor:
-        """Put the values in their places."""
-        return Sparse(self.values, self.positions, self.shape).weight
+    @property
+    def weight(self) -> Tensor:
+        return self.sparse.weight
 
     def extra_repr(self) -> str:
         return f"{len(self.values)} values in {tuple(self.shape)}"
@@ -73,9 +74,17 @@ class LayerChain(nn.Sequential, Factorized):
     def bias(self) -> nn.Parameter | None:
         return self.links[-1].bias
 
-    def plus_term(self, product: Tensor) -> Tensor:
-        """Add the weight of the sparse term to the product of the other weights."""
-        return product if self.term is None else product + self.term.weight
+    def factors(self) -> dict[str, Factors]:
+        tensors, groups, pivots = zip(*map(self._factor, self.links), strict=True)
+        term = None if self.term is None else self.term.sparse
+        return {"": Factors(tensors, groups, pivots if any(pivots) else (), term)}
+
+    @staticmethod
+    def _factor(link: Any) -> tuple[Tensor, int, Pivots | None]:
+        """Give what one of the layers stores, as (out, in / groups, *kernel)."""
+        if isinstance(link, PivotedFactor):
+            return link.layer.weight, link.groups, link.pivots
+        return link.weight, getattr(link, "groups", 1), None
 
     def forward(self, input: Tensor) -> Tensor:
         output = input

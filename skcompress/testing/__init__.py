@@ -14,6 +14,7 @@ from .cases import awkward_weights, small_models
 from .compressors import check_compressor
 from .criteria import check_criterion
 from .decompositions import check_decomposition
+from .layers import check_layer_kind
 from .regularizers import check_regularizer
 from .untouched import check_untouched, snapshot
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_compressor",
     "check_criterion",
     "check_decomposition",
+    "check_layer_kind",
     "check_regularizer",
     "check_untouched",
     "small_models",
