@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from .masks import n_nonzero
 
@@ -45,7 +45,7 @@ def count_nonzeros(model: nn.Module) -> int:
 def count_bytes(model: nn.Module) -> int:
     """Count the bytes of parameters and buffers, each storage once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(t.numel() * t.element_size() for t in tensors.values() if not is_lazy(t))
 
 
 def count_flops(model: nn.Module, *args: Any, **kwargs: Any) -> int:

@@ -143,9 +143,12 @@ class FactorizedConv(LayerChain):
         swapped = pivots is None and link.transposed
         return _swap_channels(weight, groups) if swapped else weight, groups, pivots
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        if output_size is None:
-            return super().forward(input)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.jit.is_scripting() and output_size is not None:
+            return self._of_size(input, output_size)
+        return self._chained(input)
+
+    def _of_size(self, input: Tensor, output_size: Sequence[int]) -> Tensor:
         n_axes = len(self.kernel_size)
         target = list(output_size)[-n_axes:]
         pivoted = [isinstance(stage, PivotedFactor) for stage in self.links]

@@ -128,7 +128,7 @@ class FactorizedConv1D(FactorizedLinear):
         return super().weight.mT
 
     def forward(self, x: Tensor) -> Tensor:  # its argument's name is the original's
-        return super().forward(x)
+        return self._chained(x)
 
     def to_dense(self, memo: Memo) -> nn.Module:
         from transformers.pytorch_utils import Conv1D

@@ -24,8 +24,10 @@ class PivotedFactor(nn.Module):
     order : the channels along the axis that is left out in part, as in `Pivots`
     """
 
-    axis: int
-    index: Tensor
+    axis = 0
+    __jit_unused_properties__ = (
+        "in_features", "kernel_size", "out_features", "pivots", "weight",
+    )  # fmt: skip
 
     def __init__(self, layer: Any, order: Tensor, bias: nn.Parameter | None):
         super().__init__()
@@ -35,6 +37,7 @@ class PivotedFactor(nn.Module):
         self.groups = getattr(layer, "groups", 1)
         # Counted from the end: a convolution's input may have no batch axis.
         self._dim = 1 - layer.weight.dim()
+        self._of_bias = (-1, *(1,) * (-1 - self._dim))
 
     @staticmethod
     @abstractmethod
@@ -66,7 +69,9 @@ class PivotedFactor(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
     def forward(self, input: Tensor) -> Tensor:
-        return _by_rows(self._combine, input) if input.is_nested else self._combine(input)
+        if not torch.jit.is_scripting() and input.is_nested:
+            return _by_rows(self._combine, input)
+        return self._combine(input)
 
     @abstractmethod
     def _combine(self, input: Tensor) -> Tensor:
@@ -77,7 +82,7 @@ class PivotedFactor(nn.Module):
             return output
         # Under autocast the product is of a lower precision, and so is an ordinary layer's sum.
         bias = self.bias.to(output.dtype)
-        return output + bias.reshape(-1, *(1,) * (-1 - self._dim))
+        return output + bias.reshape(self._of_bias)
 
 
 class PivotedRows(PivotedFactor):

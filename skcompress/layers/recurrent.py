@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot
 from .hidden_states import recurrent_inputs
@@ -29,9 +30,10 @@ class FactorizedRecurrent(nn.Module, Factorized):
     """Stands in for `nn.LSTM`, `nn.GRU` or `nn.RNN`: same arguments, same results.
 
     The fused recurrent kernels take whole matrices, so the factors are multiplied out at
-    every call: it stores fewer numbers but is no faster. `weight_ih_l0` and the other
-    names of the original give the multiplied-out weights; those left dense are
-    parameters of the same name.
+    every call: it stores fewer numbers but is no faster. That is done by calling the layers
+    that hold them, whose hooks may have to fetch them first (offloading, sharding).
+    `weight_ih_l0` and the other names of the original give the multiplied-out weights; those
+    left dense are parameters of the same name.
     """
 
     kind = "recurrent"
@@ -73,8 +75,13 @@ class FactorizedRecurrent(nn.Module, Factorized):
         base = _BASES[self.mode]
         layer = object.__new__(base)
         layer.__dict__.update(self.__dict__)
-        for name in ("_flat_weights", "_flat_weight_refs"):
-            layer.__dict__[name] = getattr(self, name)
+        like = input.data if isinstance(input, PackedSequence) else input
+        called = {name: _product(chain, like) for name, chain in self.chains.items()}
+        layer.__dict__["_flat_weights"] = [
+            called[name] if name in called else getattr(self, name)
+            for name in self._flat_weights_names
+        ]
+        layer.__dict__["_flat_weight_refs"] = self._flat_weight_refs
         return base.forward(layer, input, hx)
 
     def extra_repr(self) -> str:
@@ -100,6 +107,14 @@ class FactorizedRecurrent(nn.Module, Factorized):
                 value = dense_copy(getattr(self, name), memo)
             setattr(layer, name, value)
         return layer
+
+
+def _product(chain: Any, like: Tensor) -> Tensor:
+    """Weight of a chain, as what it gives for each unit vector, where `like` lies."""
+    with torch.autocast(like.device.type, enabled=False):
+        unit = torch.eye(chain.in_features, dtype=like.dtype, device=like.device)
+        product: Tensor = chain(unit).mT
+    return product
 
 
 class RecurrentKind(LayerKind):

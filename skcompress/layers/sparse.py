@@ -14,6 +14,7 @@ called, for pruners and other tools to work on.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,13 +31,14 @@ class SparseTerm(nn.Module):
     shape : (out, in / groups, *kernel) of the weight
     """
 
-    positions: Tensor
+    __jit_unused_properties__ = ("sparse", "weight")
 
     def __init__(self, sparse: Sparse):
         super().__init__()
         self.values = sparse.values
         self.register_buffer("positions", sparse.positions)
         self.shape = sparse.shape
+        self.size = prod(sparse.shape)
 
     @property
     def sparse(self) -> Sparse:
@@ -45,13 +47,18 @@ class SparseTerm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.sparse.weight
+        return self._placed()
+
+    def _placed(self) -> Tensor:
+        """Put the values in their places."""
+        zeros = self.values.new_zeros(self.size)
+        return zeros.scatter(0, self.positions.long(), self.values).reshape(self.shape)
 
     def extra_repr(self) -> str:
         return f"{len(self.values)} values in {tuple(self.shape)}"
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight)
+        return F.linear(input, self._placed())
 
 
 class LayerChain(nn.Sequential, Factorized):
@@ -87,7 +94,14 @@ class LayerChain(nn.Sequential, Factorized):
         return link.weight, getattr(link, "groups", 1), None
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._chained(input)
+
+    def _chained(self, input: Tensor) -> Tensor:
         output = input
-        for layer in self.links:
-            output = layer(output)
-        return output if self.term is None else output + self.term(input)
+        terms: list[Tensor] = []
+        for name, layer in self.named_children():
+            if name == "sparse":
+                terms.append(layer(input))
+            else:
+                output = layer(output)
+        return output + terms[0] if terms else output

@@ -12,6 +12,7 @@ from ..errors import ModelCopyError
 from ..protocols import Factorized, Factors, Memo
 from .kinds import kind_of
 from .reparametrized import cached_results, computed_by
+from .tied_names import rename_ties
 
 _HOOKS = (
     "_forward_hooks",
@@ -67,6 +68,7 @@ def _copy(model: nn.Module, build: Callable[[str, nn.Module, Memo], nn.Module | 
     except Exception as cause:
         raise ModelCopyError(cause) from cause
     _settle_fast_paths(model, memo)
+    rename_ties(model, result)
     return result
 
 

@@ -137,6 +137,14 @@ class Factorized(ABC):
 
     kind: ClassVar[str]
     own: ClassVar[tuple[str, ...]] = ()
+    # What a layer answers to those who look at it is no part of what TorchScript compiles.
+    __jit_unused_properties__: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__jit_unused_properties__ = [
+            name for name in dir(cls) if isinstance(getattr(cls, name, None), property)
+        ]
 
     @abstractmethod
     def factors(self) -> dict[str, Factors]:
