@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors, protocols, registry, spaces, testing
+    from .checkpoint import load, save, to_plain
     from .compressors.low_rank import LowRankCompressor
     from .compressors.pruning.magnitude import MagnitudePruner
     from .compressors.pruning.pruner import Pruner
@@ -60,6 +61,9 @@ _HOMES = {
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "to_plain": "checkpoint",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_nonzeros": "metrics",
@@ -100,12 +104,15 @@ __all__ = [
     "count_nonzeros",
     "count_parameters",
     "errors",
+    "load",
     "measure_latency",
     "protocols",
     "registry",
+    "save",
     "spaces",
     "suggest_params",
     "testing",
+    "to_plain",
 ]
 
 

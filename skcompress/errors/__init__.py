@@ -6,6 +6,13 @@ do next. Each also derives from the built-in exception that callers would expect
 
 from .base import SkcompressError
 from .budgets import BudgetError, MissingSpectrumError
+from .checkpoints import (
+    ArchitectureError,
+    CheckpointFileError,
+    FactoryError,
+    PlainError,
+    SaveError,
+)
 from .data import (
     BatchTypeError,
     CalibratedWeightError,
@@ -76,11 +83,13 @@ from .searching import (
 __all__ = [
     "AllocationKindError",
     "AllocationValueError",
+    "ArchitectureError",
     "BatchTypeError",
     "BudgetError",
     "CalibratedWeightError",
     "CalibrationError",
     "CalibrationValueError",
+    "CheckpointFileError",
     "ComputedWeightError",
     "ConstraintError",
     "CriterionScoreError",
@@ -89,6 +98,7 @@ __all__ = [
     "DenseScoreError",
     "EmptyDataError",
     "EstimatorTypeError",
+    "FactoryError",
     "FailedTrialsError",
     "HeldWeightError",
     "InverseError",
@@ -114,6 +124,7 @@ __all__ = [
     "OneShotDataError",
     "OutputShapeError",
     "OutputTypeError",
+    "PlainError",
     "PlanMismatchError",
     "PluginConflictError",
     "PluginLoadError",
@@ -121,6 +132,7 @@ __all__ = [
     "ProximalError",
     "RegularizerValueError",
     "SampleWeightError",
+    "SaveError",
     "ScheduleError",
     "ScoreError",
     "SearchDeclarationError",

@@ -6,7 +6,7 @@ other packages are. The stand-ins are made of plain torch.nn layers and know not
 
 from ..protocols import Factorized, LayerKind, Slot
 from .kinds import kind_of
-from .substitution import carry_over, densify, substitute
+from .substitution import carry_over, densify, replace_modules, substitute
 
 __all__ = [
     "Factorized",
@@ -15,5 +15,6 @@ __all__ = [
     "carry_over",
     "densify",
     "kind_of",
+    "replace_modules",
     "substitute",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot, rows
 from .linear import FactorizedLinear, linear, stored_factors
 from .reparametrized import computed_names, holds_more
-from .taking_over import dense_copy, overrides
+from .taking_over import dense_copy, matrix_reader, overrides
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _SETTINGS = ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first",
@@ -166,6 +166,9 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             if isinstance(projection, Factorized)
         }
 
+    def to_plain(self, memo: Memo) -> str:
+        return "factors inside attention, which nn.MultiheadAttention takes whole"
+
     def to_dense(self, memo: Memo) -> nn.Module:
         attention = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, dropout=self.dropout,
@@ -231,7 +234,7 @@ class AttentionKind(LayerKind):
         if packed is None:
             whole = [getattr(module, f"{name}_weight") for name in _INPUTS]
             inputs = [
-                Slot(name, 1, _whole(p), (p,), tieable=False)
+                Slot(name, 1, matrix_reader(p), (p,), tieable=False)
                 for name, p in zip(_INPUTS, whole, strict=True)
             ]
         else:
@@ -240,7 +243,7 @@ class AttentionKind(LayerKind):
                 for part, name in enumerate(_INPUTS)
             ]
         out = module.out_proj.weight
-        return [*inputs, Slot("out_proj", 1, _whole(out), (out,), tieable=False)]
+        return [*inputs, Slot("out_proj", 1, matrix_reader(out), (out,), tieable=False)]
 
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         projections: dict[str, nn.Module] = {}
@@ -293,10 +296,6 @@ def _same(query: Tensor, key: Tensor) -> bool:
         return query is key
     same_place = query.data_ptr() == key.data_ptr() and query.stride() == key.stride()
     return same_place and query.shape == key.shape
-
-
-def _whole(parameter: Tensor) -> Callable[[], Tensor]:
-    return lambda: parameter[None]
 
 
 def _third(parameter: Tensor, part: int) -> Callable[[], Tensor]:

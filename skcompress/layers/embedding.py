@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -71,8 +72,19 @@ class FactorizedEmbedding(nn.Sequential, Factorized):
     def factors(self) -> dict[str, Factors]:
         return {"": Factors(self._stages(), (1,) * len(self))}
 
+    def to_plain(self, memo: Memo) -> nn.Module:
+        table, *widen = self
+        return nn.Sequential(copy.deepcopy(table, memo), *(_transposed(w.weight) for w in widen))
+
     def to_dense(self, memo: Memo) -> nn.Module:
         return _embedding(dense_weight(self, self._stages(), memo), self)
+
+
+def _transposed(weight: Tensor) -> nn.Linear:
+    """Make an `nn.Linear` that does what `Widen` does."""
+    layer = nn.Linear(*weight.shape, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach().mT.clone(), weight.requires_grad)
+    return layer
 
 
 class EmbeddingKind(LayerKind):

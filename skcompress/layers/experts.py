@@ -87,6 +87,9 @@ class FactorizedExperts(nn.Module, Factorized):
             output = output.index_add(0, token, result.to(output.dtype))
         return output
 
+    def to_plain(self, memo: Memo) -> str:
+        return "experts, which are no layer of torch.nn"
+
     def to_dense(self, memo: Memo) -> nn.Module:
         layer = object.__new__(self._base)
         nn.Module.__init__(layer)

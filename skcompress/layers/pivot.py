@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..protocols import Pivots
+from ..protocols import Memo, Pivots
 from .chain import whole
 
 
@@ -52,6 +53,24 @@ class PivotedFactor(nn.Module):
     @property
     def weight(self) -> Tensor:
         return whole(self.layer.weight, self.groups, self.pivots)
+
+    def to_plain(self, memo: Memo) -> nn.Module:
+        """Give the larger layer, with the identity written out."""
+        width = (self.in_features, self.out_features)
+        has_bias = self.bias is not None
+        plain: Any
+        if isinstance(self.layer, nn.Linear):
+            plain = nn.Linear(*width, bias=has_bias, device="meta")
+        else:
+            plain = type(self.layer)(
+                *width, self.kernel_size, groups=self.groups, bias=has_bias, device="meta"
+            )
+        key = ("whole", id(self.layer.weight))  # factors that layers share stay one
+        if key not in memo:
+            trained = self.layer.weight.requires_grad
+            memo[key] = nn.Parameter(self.weight.detach().clone(), requires_grad=trained)
+        plain.weight, plain.bias = memo[key], deepcopy(self.bias, memo)
+        return plain.train(self.training)
 
     @property
     def in_features(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot
 from .hidden_states import recurrent_inputs
 from .linear import FactorizedLinear
 from .reparametrized import computed_names, holds_more
-from .taking_over import dense_copy, overrides
+from .taking_over import dense_copy, matrix_reader, overrides
 
 _BASES: dict[str, type[nn.RNNBase]] = {
     "LSTM": nn.LSTM,
@@ -90,6 +90,9 @@ class FactorizedRecurrent(nn.Module, Factorized):
     def factors(self) -> dict[str, Factors]:
         return {name: chain.factors()[""] for name, chain in self.chains.items()}
 
+    def to_plain(self, memo: Memo) -> str:
+        return "factors inside a recurrence, whose kernels take whole matrices"
+
     def to_dense(self, memo: Memo) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS[1:8]}
         if self.mode == "LSTM":
@@ -135,7 +138,13 @@ class RecurrentKind(LayerKind):
     def slots(self, module: Any) -> list[Slot]:
         names = [n for n in module._flat_weights_names if n.startswith("weight")]
         return [
-            Slot(name, 1, _matrix(getattr(module, name)), (getattr(module, name),), tieable=False)
+            Slot(
+                name,
+                1,
+                matrix_reader(getattr(module, name)),
+                (getattr(module, name),),
+                tieable=False,
+            )
             for name in names
         ]
 
@@ -148,7 +157,3 @@ class RecurrentKind(LayerKind):
     ) -> Iterator[tuple[str, Inputs]]:
         base = _BASES[module.mode]
         yield from recurrent_inputs(module, base, wanted, call["input"], call["hx"])
-
-
-def _matrix(parameter: Tensor) -> Callable[[], Tensor]:
-    return lambda: parameter[None]

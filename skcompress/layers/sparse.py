@@ -14,13 +14,14 @@ called, for pruners and other tools to work on.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import prod
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factorized, Factors, Pivots, Sparse
+from ..protocols import Factorized, Factors, Memo, Pivots, Sparse
 from .pivot import PivotedFactor
 
 
@@ -85,6 +86,16 @@ class LayerChain(nn.Sequential, Factorized):
         tensors, groups, pivots = zip(*map(self._factor, self.links), strict=True)
         term = None if self.term is None else self.term.sparse
         return {"": Factors(tensors, groups, pivots if any(pivots) else (), term)}
+
+    def to_plain(self, memo: Memo) -> nn.Module | str:
+        if self.term is not None:
+            return "factors with a sparse term, which no layer of torch.nn adds"
+        return nn.Sequential(
+            *(
+                link.to_plain(memo) if isinstance(link, PivotedFactor) else deepcopy(link, memo)
+                for link in self.links
+            )
+        )
 
     @staticmethod
     def _factor(link: Any) -> tuple[Tensor, int, Pivots | None]:

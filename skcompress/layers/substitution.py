@@ -38,7 +38,9 @@ def substitute(model: nn.Module, factors: Mapping[str, Mapping[str, Factors]]) -
         kind = kind_of(module) if name in factors else None
         return kind and kind.build(module, factors[name], memo)
 
-    return _copy(model, build)
+    result = replace_modules(model, build)
+    rename_ties(model, result)
+    return result
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -47,11 +49,18 @@ def densify(model: nn.Module) -> nn.Module:
     def build(name: str, module: nn.Module, memo: Memo) -> nn.Module | None:
         return module.to_dense(memo) if isinstance(module, Factorized) else None
 
-    return _copy(model, build)
+    result = replace_modules(model, build)
+    rename_ties(model, result)
+    return result
 
 
-def _copy(model: nn.Module, build: Callable[[str, nn.Module, Memo], nn.Module | None]) -> nn.Module:
-    """Copy `model` with what `build` gives in place of a module, where it gives something."""
+def replace_modules(
+    model: nn.Module, build: Callable[[str, nn.Module, Memo], nn.Module | None]
+) -> nn.Module:
+    """Copy `model` with what `build` gives in place of a module, where it gives something.
+
+    build : is given the name of a module, the module, and the memo of the copy under way
+    """
     memo: Memo = cached_results(model)
     replaced: list[tuple[nn.Module, nn.Module]] = []
     inside: set[nn.Module] = set()
@@ -68,7 +77,6 @@ def _copy(model: nn.Module, build: Callable[[str, nn.Module, Memo], nn.Module | 
     except Exception as cause:
         raise ModelCopyError(cause) from cause
     _settle_fast_paths(model, memo)
-    rename_ties(model, result)
     return result
 
 
@@ -82,14 +90,16 @@ def _settle_fast_paths(model: nn.Module, memo: Memo) -> None:
         layer = memo.get(id(module))
         if isinstance(module, nn.TransformerEncoderLayer) and isinstance(layer, nn.Module):
             # The switch that torch itself sets where it cannot use the kernel.
-            if _holds_factors(layer):
+            if not fusable(layer):
                 layer.activation_relu_or_gelu = 0
-            elif _holds_factors(module):
+            elif not fusable(module):
                 layer.activation_relu_or_gelu = _fused_activation(module.activation)
 
 
-def _holds_factors(module: nn.Module) -> bool:
-    return any(isinstance(inner, Factorized) for inner in module.modules())
+def fusable(layer: nn.Module) -> bool:
+    """Whether the kernel finds the weights that it wants to read."""
+    linear = isinstance(layer.linear1, nn.Linear) and isinstance(layer.linear2, nn.Linear)
+    return linear and isinstance(layer.self_attn, nn.MultiheadAttention)
 
 
 def _fused_activation(activation: object) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -21,3 +22,8 @@ def overrides(module: nn.Module, base: type[nn.Module], *methods: str) -> str | 
 def dense_copy(tensor: Tensor | None, memo: Memo) -> nn.Parameter | None:
     """Copy a parameter through `memo`; None stays None."""
     return None if tensor is None else copy.deepcopy(tensor, memo)
+
+
+def matrix_reader(parameter: Tensor) -> Callable[[], Tensor]:
+    """Give a function that reads a matrix as a weight (1, out, in)."""
+    return lambda: parameter[None]

@@ -102,6 +102,27 @@ class LayerKind(ABC):
         Values are not to be looked at: there may be none, on the meta device.
         """
 
+    def describe(self, stand_in: nn.Module) -> dict[str, Any]:
+        """Say, in words of JSON, what `rebuild` has to know beside the shapes of the factors.
+
+        To be written where a stand-in is more than `build` makes of the module and its factors.
+        """
+        return {}
+
+    def rebuild(
+        self,
+        module: nn.Module,
+        factors: Mapping[str, Factors],
+        description: Mapping[str, Any],
+        memo: Memo,
+    ) -> nn.Module:
+        """Give a stand-in that was saved: without values, which are loaded afterwards.
+
+        module, factors : as for `build`, on the meta device
+        description : what `describe` said; it comes from a file, whoever wrote that
+        """
+        return self.build(module, factors, memo)
+
     def stages(self, stand_in: nn.Module, slot: str) -> list[str]:
         """Name the modules of a stand-in that apply the stages of a slot, in their order."""
         chain = stand_in.get_submodule(slot)
@@ -149,6 +170,10 @@ class Factorized(ABC):
     @abstractmethod
     def factors(self) -> dict[str, Factors]:
         """Give what it multiplies by now, by slot name, as `LayerKind.build` was given it."""
+
+    def to_plain(self, memo: Memo) -> nn.Module | str:
+        """Give the same function in modules of torch.nn alone, or say why there are none."""
+        return f"a {type(self).__name__}, which says of no torch.nn modules that they do the same"
 
     @abstractmethod
     def to_dense(self, memo: Memo) -> nn.Module:

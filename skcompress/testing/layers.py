@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import load, save
 from ..compressors.pruning.pruner import Pruner
 from ..compressors.svd import SVDCompressor
 from ..decompositions.svd import SVD
@@ -38,8 +41,9 @@ def check_layer_kind(
     (groups, out, in, *kernel), with a gradient; a module and the stand-in for its factors are
     the same function, as is the layer made of them again; a stand-in knows its factors, is built
     without values, keeps mode, precision and frozen weights, trains every parameter, and is
-    copied and filled by its state; a shared module, and a shared weight where that is possible,
-    stay shared; compressors and pruners, with and without data, leave the module as it was.
+    copied, filled by its state, saved and loaded; a shared module, and a shared weight where that
+    is possible, stay shared; compressors and pruners, with and without data, leave the module as
+    it was.
     """
     kind = kind() if isinstance(kind, type) else kind
     name = type(kind).__name__
@@ -64,6 +68,7 @@ def check_layer_kind(
     _same(f"{name}: the dense layer", dense(*args), expected)
     _is_carried_over(name, kind, make, factors)
     _loads_states(name, small, module, factors, args)
+    _is_saved(name, small, make, args)
     _trains(name, small, args)
     _stays_shared(name, kind, module, factors, make)
     _goes_through_compressors(name, make, args)
@@ -142,6 +147,15 @@ def _loads_states(
     assert found == shapes, f"{name}: on the meta device a stand-in has another state"
     other.to_empty(device="cpu").load_state_dict(small.state_dict())
     _same(f"{name}: a stand-in with the loaded state", other.eval()(*args), small(*args))
+
+
+def _is_saved(name: str, small: nn.Module, make: Callable[[], nn.Module], args: Any) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "saved.safetensors"
+        save(small, path)
+        again = load(path, make)
+    for ours, theirs in zip(_tensors(again(*args)), _tensors(small(*args)), strict=True):
+        assert torch.equal(ours, theirs), f"{name}: loaded again it gives something else"
 
 
 def _trains(name: str, small: nn.Module, args: Any) -> None:

@@ -25,7 +25,7 @@ LAYERS = [
     {"lockstep"},
     {"fitting", "penalties"},
     {"compressors"},
-    {"testing", "training", "tuning", "plotting"},
+    {"testing", "training", "tuning", "plotting", "checkpoint"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {"decompositions", "allocations", "regularizers", "criteria"}
