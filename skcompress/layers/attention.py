@@ -74,10 +74,9 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             projected = [F.linear(query, w_q), F.linear(key, w_k), F.linear(value, w_v)]
         else:
             projected = [self.q_proj(query), self.k_proj(key), self.v_proj(value)]
-        if self.in_proj_bias is not None:
-            b_q, b_k, b_v = self.in_proj_bias.chunk(3)
-            projected = [projected[0] + b_q, projected[1] + b_k, projected[2] + b_v]
-        return projected
+        if self.in_proj_bias is None:
+            return projected
+        return [x + bias for x, bias in zip(projected, self.in_proj_bias.chunk(3))]  # noqa: B905
 
     def forward(
         self,
