@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors, protocols, registry, spaces, testing
+    from .checkpoint import load, save, to_plain
     from .checkpoint.streaming import compress_checkpoint
     from .compressors.low_rank import LowRankCompressor
     from .compressors.pruning.magnitude import MagnitudePruner
@@ -62,6 +63,9 @@ _HOMES = {
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
     "compress_checkpoint": "checkpoint.streaming",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "to_plain": "checkpoint",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_nonzeros": "metrics",
@@ -103,12 +107,15 @@ __all__ = [
     "count_nonzeros",
     "count_parameters",
     "errors",
+    "load",
     "measure_latency",
     "protocols",
     "registry",
+    "save",
     "spaces",
     "suggest_params",
     "testing",
+    "to_plain",
 ]
 
 

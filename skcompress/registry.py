@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "compressors": (protocols.Compressor,),
     "costs": (protocols.Cost,),
     "storages": (protocols.Storage,),
+    "layers": (protocols.LayerKind,),
 }
 
 
@@ -108,7 +109,7 @@ def _protocol(kind: str) -> tuple[type, ...]:
 
 def _entry_points(kind: str) -> list[EntryPoint]:
     _protocol(kind)
-    return _scan(f"skcompress.{kind}", _installed_state())
+    return _scan(f"skcompress.{kind}", installed())
 
 
 @lru_cache(maxsize=16)
@@ -121,8 +122,8 @@ def _scan(group: str, state: object) -> list[EntryPoint]:
     return points
 
 
-def _installed_state() -> tuple[tuple[str, int], ...]:
-    """What changes whenever a package is installed or removed: the folders on the path."""
+def installed() -> tuple[tuple[str, int], ...]:
+    """Give what changes whenever a package is installed or removed: the folders on the path."""
     return tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
 
 

@@ -6,6 +6,13 @@ do next. Each also derives from the built-in exception that callers would expect
 
 from .base import SkcompressError
 from .budgets import BudgetError, MissingSpectrumError
+from .checkpoints import (
+    ArchitectureError,
+    CheckpointFileError,
+    FactoryError,
+    PlainError,
+    SaveError,
+)
 from .data import (
     BatchTypeError,
     CalibratedWeightError,
@@ -37,6 +44,7 @@ from .models import (
 )
 from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
 from .plugins import (
+    LayerKindConflictError,
     MissingPluginError,
     NotInstalledError,
     PluginConflictError,
@@ -90,6 +98,7 @@ from .streaming import (
 __all__ = [
     "AllocationKindError",
     "AllocationValueError",
+    "ArchitectureError",
     "BatchTypeError",
     "BudgetError",
     "CalibratedWeightError",
@@ -99,6 +108,7 @@ __all__ = [
     "CheckpointBusyError",
     "CheckpointCompressorError",
     "CheckpointExistsError",
+    "CheckpointFileError",
     "CheckpointMismatchError",
     "CheckpointPlaceError",
     "CheckpointSourceError",
@@ -111,12 +121,14 @@ __all__ = [
     "DenseScoreError",
     "EmptyDataError",
     "EstimatorTypeError",
+    "FactoryError",
     "FailedTrialsError",
     "ForwardError",
     "HeldWeightError",
     "HookedOptimizerError",
     "HugeWeightError",
     "InverseError",
+    "LayerKindConflictError",
     "MetaWeightError",
     "MinKeptError",
     "MissingDataError",
@@ -138,6 +150,7 @@ __all__ = [
     "OneShotDataError",
     "OutputShapeError",
     "OutputTypeError",
+    "PlainError",
     "PlanMismatchError",
     "PluginConflictError",
     "PluginLoadError",
@@ -145,6 +158,7 @@ __all__ = [
     "ProximalError",
     "RegularizerValueError",
     "SampleWeightError",
+    "SaveError",
     "ScheduleError",
     "ScoreError",
     "SearchDeclarationError",

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..layers import kind_of
-from ..layers.kind import carry_over
+from ..layers import carry_over, kind_of
 from ..layers.reparametrized import copied
 from ..lockstep.anchored import Anchored
 from ..lockstep.lockstep import Lockstep

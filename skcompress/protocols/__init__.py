@@ -1,7 +1,8 @@
 """What a plugin must write, and the records that pass between the parts.
 
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
-`Regularizer`, `Criterion` or `DataCriterion`, `Objective`, or `Compressor`, and names it in the
+`Regularizer`, `Criterion` or `DataCriterion`, `Cost`, `Storage`, `Objective`, `LayerKind` or
+`Compressor`, and names it in the
 entry-point group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested
 package.
 What of its parameters is worth searching it says in a class attribute `search_space`, in the words
@@ -14,6 +15,8 @@ from .cost import Cost, CostedWeight, Options, StandInCall
 from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
+from .inputs import Inputs, Lookups, Patches, Rows, rows
+from .layer_kind import Factorized, LayerKind, Memo, Slot
 from .metric import Metric
 from .modelwise import Modelwise
 from .objective import Bench, Objective
@@ -36,17 +39,25 @@ __all__ = [
     "Dense",
     "Evidence",
     "Factorization",
+    "Factorized",
     "Factors",
+    "Inputs",
     "Layer",
+    "LayerKind",
+    "Lookups",
+    "Memo",
     "Metric",
     "Modelwise",
     "Objective",
     "Options",
+    "Patches",
     "Pivots",
     "Prunable",
     "Rank",
     "Regularizer",
+    "Rows",
     "SecondMoment",
+    "Slot",
     "Spanned",
     "Sparse",
     "SparsityAllocation",
@@ -56,4 +67,5 @@ __all__ = [
     "Storage",
     "SumRegularizer",
     "WeightDecomposition",
+    "rows",
 ]

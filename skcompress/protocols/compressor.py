@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from torch import nn
@@ -27,6 +28,14 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     """
 
     search_space: ClassVar[SearchSpace] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Tensors that are made in inference mode can never be trained, wherever they go.
+        for name in ("fit", "transform", "fit_transform", "inverse_transform", "partial"):
+            if name in vars(cls):
+                setattr(cls, name, torch.inference_mode(False)(vars(cls)[name]))
+
     _shared: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pairwise import pairwise
 from sklearn.base import clone
+from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
