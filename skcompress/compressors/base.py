@@ -37,7 +37,16 @@ from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
 from ..plan import Report
 from ..protocols import Allocation, Cost, Decomposition, Storage
-from .checks import check_rank, computing, rank_allocation, require_support, seeded, uses_data
+from .checks import (
+    check_device,
+    check_jobs,
+    check_rank,
+    computing,
+    rank_allocation,
+    require_support,
+    seeded,
+    uses_data,
+)
 from .settings import FactorizingSettings
 
 
@@ -162,6 +171,8 @@ class FactorizingCompressor(FactorizingSettings):
         self._validate_params()
         owner = type(self).__name__
         check_rank(owner, self.rank)
+        check_device(owner, self.device)
+        check_jobs(owner, self.n_jobs)
         allocation = rank_allocation(owner, self.allocation)
         cost = clone(registry.make("costs", self.cost))
         check_model(owner, model)
