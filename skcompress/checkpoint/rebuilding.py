@@ -12,11 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArchitectureError, CheckpointFileError
 from ..layers import Slot, replace_modules
-from ..layers.chain import empty_factors, multiply_out
+from ..layers.chain import empty_factors
 from ..layers.kinds import layer_kinds
 from ..layers.narrowed import note_number, note_shapes
 from ..layers.reparametrized import make_plain
 from ..protocols import Factors, Memo
+from ..protocols.product import multiply_out
 from .contents import named_tensors
 from .reading import SavedModel
 from .structure import noted, shape_from, stages_from

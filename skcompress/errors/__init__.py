@@ -19,6 +19,7 @@ from .data import (
     CalibrationValueError,
     DataTypeError,
     EmptyDataError,
+    ForwardError,
     MissingDataError,
     NonFiniteDataError,
     NonFiniteGradientError,
@@ -30,6 +31,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    HugeWeightError,
     InverseError,
     MetaWeightError,
     ModelCopyError,
@@ -56,6 +58,7 @@ from .pruning import (
     CriterionScoreError,
     CriterionValueError,
     HeldWeightError,
+    HookedOptimizerError,
     MinKeptError,
     ScheduleError,
 )
@@ -100,7 +103,10 @@ __all__ = [
     "EstimatorTypeError",
     "FactoryError",
     "FailedTrialsError",
+    "ForwardError",
     "HeldWeightError",
+    "HookedOptimizerError",
+    "HugeWeightError",
     "InverseError",
     "LayerKindConflictError",
     "MetaWeightError",

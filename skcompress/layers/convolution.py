@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..protocols import Factors, Inputs, LayerKind, Memo, Pivots, Slot, Sparse
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .linear import dense_weight, stored_factors
 from .patches import patches, pixels, transposed_patches
 from .pivot import PivotedFactor, with_pivots

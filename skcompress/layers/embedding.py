@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..protocols import Factorized, Factors, LayerKind, Lookups, Memo, Slot
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .linear import dense_weight
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 from .taking_over import overrides

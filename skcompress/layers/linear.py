@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..protocols import Factors, Inputs, LayerKind, Memo, Pivots, Slot, rows
-from .chain import multiply_out
+from ..protocols.product import multiply_out
 from .pivot import with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 from .sparse import LayerChain, SparseTerm

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..protocols import Memo, Pivots
-from .chain import whole
+from ..protocols.product import whole
 
 
 class PivotedFactor(nn.Module):

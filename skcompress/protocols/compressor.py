@@ -20,6 +20,11 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     The model that is passed in stays as it was, whatever happens. `plan_` and `report_`
     are learnt by `fit`; `data`, where a compressor uses it, is the second positional
     argument, so that `Pipeline.fit_transform(model, data)` hands it on.
+
+    `fit` and `transform` are all that a search or a `Pipeline` asks for. Three things are used
+    where they are there: `ranks_`, which a search notes with each trial; a parameter `measure`,
+    which says whether `fit` runs the result for its report, and is False in trials; and `_shared`,
+    which `fitting.memo.share` sets for a `fit` to find results of other fits in, or to None.
     """
 
     search_space: ClassVar[SearchSpace] = {}
@@ -31,7 +36,6 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
             if name in vars(cls):
                 setattr(cls, name, torch.inference_mode(False)(vars(cls)[name]))
 
-    # Results in common with other fits, as `compressors.sharing.share` sets it.
     _shared: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from ..compressors.pruning.pruner import Pruner
 from ..compressors.svd import SVDCompressor
 from ..decompositions.svd import SVD
 from ..layers import densify, kind_of, substitute
-from ..layers.chain import merge_groups, multiply_out
+from ..layers.chain import merge_groups
 from ..layers.inputs import arguments
 from ..layers.kinds import layer_kinds
 from ..layers.writing import write_weights
 from ..metrics import count_parameters
 from ..network.weights import select
 from ..protocols import Factorized, Factors, LayerKind
+from ..protocols.product import multiply_out
 from .untouched import check_untouched, snapshot
 
 _RANK = 1

@@ -18,15 +18,21 @@ OUR_OWN = {
         *("frobenius", "l1", "group_lasso"),
     ],
     "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
+    "objectives": ["score", "n_parameters", "flops", "bytes", "latency"],
     "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
     "layers": ["linear", "conv1d", "convolution", "embedding", "attention", "recurrent", "experts"],
+    "costs": ["parameters", "bytes", "flops"],
+    "storages": ["plain", "pivot"],
 }
 CHECKS = {
     "decompositions": testing.check_decomposition,
     "allocations": testing.check_allocation,
     "regularizers": testing.check_regularizer,
     "criteria": testing.check_criterion,
+    "objectives": testing.check_objective,
     "compressors": testing.check_compressor,
+    "costs": testing.check_cost,
+    "storages": testing.check_storage,
 }
 
 

@@ -17,16 +17,18 @@ from torch import nn
 from skcompress import SVDCompressor
 from skcompress.layers import kind_of
 from skcompress.lockstep.lockstep import Lockstep
-from skcompress.lockstep.walk import Walk
+from skcompress.lockstep.order import calls_in_order
+from skcompress.lockstep.paused import PausedForward
 from skcompress.network.batches import batches
-from skcompress.network.order import calls_in_order
+from skcompress.network.structure import look
 from skcompress.network.weights import select
 from skcompress.testing.untouched import check_untouched, snapshot
 
 
 def lockstep(model, data, **settings):
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return Lockstep(model, names, batches("Test", data, model, batch_size=8), **settings)
+    data = batches("Test", data, model, batch_size=8)
+    return Lockstep(model, names, data, look(model, names, data), **settings)
 
 
 def slots(networks, name):
@@ -54,6 +56,7 @@ def assert_anchored(found, x, weight, x_old):
     y = x_old @ weight.T
     n = len(x)
     expected = (x.T @ x / n, y.T @ x / n, y.square().mean(0), x.mean(0), y.mean(0))
+    found = found.with_means()
     given = (found.gram, found.cross, found.energy, found.inputs, found.outputs)
     for a, b in zip(given, expected, strict=True):
         torch.testing.assert_close(a[0], b.double(), rtol=1e-6, atol=1e-9)
@@ -96,8 +99,9 @@ def test_energies_are_those_of_the_outputs_as_they_count():
             y = inputs @ model[int(name)].weight.T
             (root,) = roots[name]
             seen = y @ root.T if root.dim() == 2 else y * root
-            torch.testing.assert_close(moments.energy[0], seen.square().mean(0))
-            torch.testing.assert_close(moments.centred().energy[0], seen.var(0, unbiased=False))
+            torch.testing.assert_close(moments.energy[0], seen.var(0, unbiased=False))
+            whole = moments.with_means()
+            torch.testing.assert_close(whole.energy[0], seen.square().mean(0))
 
 
 def test_what_was_replaced_reaches_calls_under_way():
@@ -258,6 +262,14 @@ def test_draws_stand_for_what_is_left_out_and_do_not_depend_on_chance():
     torch.testing.assert_close(first.gram, whole.gram, rtol=0.2, atol=0.2)
 
 
+def test_batches_count_by_what_they_have_not_by_what_was_drawn_of_them():
+    model, x = stack(4, 3), random(4000, 4)
+    x[100:] += 5
+    found = walked(lockstep(model, [x[:100], x[100:]], max_positions=500))[0][1]
+    torch.testing.assert_close(found.inputs[0], x.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.gram[0], torch.cov(x.mT), atol=0.3, rtol=0)
+
+
 class Fragile(nn.Module):
     """Fails between its layers, where an input says so."""
 
@@ -277,7 +289,7 @@ class Fragile(nn.Module):
 
 def living():
     gc.collect()
-    return sum(type(o) is Walk and bool(o) for o in gc.get_objects())
+    return sum(type(o) is PausedForward and bool(o) for o in gc.get_objects())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -468,7 +480,7 @@ def test_every_kind_of_layer_waits():
     sites = select(model).sites
     data = batches("Test", x, model)
     names = list(dict.fromkeys(site.users[0][0] for site in sites))
-    order = list(calls_in_order(model, names, list(data), "Test"))
+    order = list(calls_in_order(model, names, list(data), look(model, names, data).calls))
     expected = ["block.self_attn", "block.linear1", "block.linear2", "attention", "lstm"]
     assert order == expected
 

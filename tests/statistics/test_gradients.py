@@ -14,7 +14,12 @@ from test_statistics_laws import CONVOLUTIONS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from skcompress.errors import CalibrationValueError, NonFiniteGradientError, NonFiniteOutputError
+from skcompress.errors import (
+    CalibrationValueError,
+    ForwardError,
+    NonFiniteGradientError,
+    NonFiniteOutputError,
+)
 from skcompress.layers import kind_of
 from skcompress.layers.inputs import arguments
 from skcompress.network.batches import batches
@@ -162,11 +167,11 @@ def test_softmax_regression(draw):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.weight += change
-    gram = statistics(model, x)["(model)"].moments.gram
+    gram = statistics(model, x)["(model)"].moments.of_inputs(centred=False)
     lost = divergence(model, other, batches("Test", x[:10], model))
     assert kfac_energy(change[None], gram, exact[None]) / 2 == pytest.approx(lost, rel=0.02)
     assert kfac_energy(change[None], gram, found) / 2 == pytest.approx(lost, rel=0.04)
-    direct = (exact @ change @ gram[0] @ change.mT).trace().item()
+    direct = (exact @ change @ gram[0].dense @ change.mT).trace().item()
     assert kfac_energy(change[None], gram, exact[None]) == pytest.approx(direct)
 
 
@@ -304,7 +309,7 @@ def test_only_the_diagonal_of_what_does_not_fit(known_labels):
         expected = whole[name] if value.dim() == 3 else whole[name].diagonal(dim1=1, dim2=2)
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
     weight = model.conv.weight[None]
-    gram = statistics(model, X)["conv"].moments.gram
+    gram = statistics(model, X)["conv"].moments.of_inputs(centred=False)
     by_row = kfac_energy(weight, gram, found["conv"])
     assert by_row == pytest.approx(kfac_energy(weight, gram, found["conv"].diag_embed()))
 
@@ -356,11 +361,10 @@ def test_an_inference_tensor_among_trained_layers_is_torchs_own_error():
                 x = self.one(x)
             return self.two(x)
 
-    with pytest.raises(RuntimeError, match="nference") as caught:
+    words = r"differentiated on batch 0 \(counted from 0\) of the data of Test.*nference"
+    with pytest.raises(ForwardError, match=words) as caught:
         moments(Inside(), random(4, 6))
-    assert "differentiated on batch 0 (counted from 0) of the data of Test" in str(
-        getattr(caught.value, "__notes__", caught.value)
-    )
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_under_the_callers_inference_mode():
@@ -426,7 +430,7 @@ def test_the_model_and_random_numbers_are_untouched(training):
     states = (torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate())
     loader = DataLoader(TensorDataset(X, torch.arange(6)), batch_size=4, shuffle=True)
     moments(model, loader, max_positions=30)
-    with pytest.raises(RuntimeError, match=r"batch 1 .*of Test, with inputs of shape \(1, 2\)"):
+    with pytest.raises(ForwardError, match=r"batch 1 .*of Test, .*float64 \(1, 2\)"):
         moments(model, [X, torch.ones(1, 2)])
     stream = output_moments(model, select(model).sites, batches("Test", X, model), memory=1)
     next(stream)
@@ -460,9 +464,8 @@ def test_a_forward_that_cannot_be_differentiated():
 
     model = nn.Sequential(nn.Linear(6, 5), Opaque(), nn.Linear(5, 3))
     before = snapshot(model)
-    with pytest.raises(NotImplementedError, match="no backward here") as caught:
+    with pytest.raises(ForwardError, match=r"differentiated on batch 0 .*no backward here"):
         moments(model, [random(4, 6)])
-    assert "differentiated on batch 0" in str(getattr(caught.value, "__notes__", caught.value))
     check_untouched("an error in backward", model, before)
     assert list(moments(model[:1], [random(4, 6)])) == ["0"]
 

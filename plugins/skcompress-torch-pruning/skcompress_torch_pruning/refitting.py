@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-
-from skcompress.decompositions.regression import least_squares
 from skcompress.fitting.calibrated import Calibration
 from skcompress.fitting.factorizing import add_offset, missing_mean
 from skcompress.fitting.in_order import Goal, InOrder, StandIn
+from torch import Tensor, nn
+
+from skcompress.decompositions.regression import least_squares
 from skcompress.layers.reparametrized import copied
 from skcompress.network.weights import Site
 
@@ -65,9 +65,7 @@ class ChannelRefit(InOrder):
             if not bool(inputs.any()):
                 continue
             part = weight[g][:, stays[g]].to(torch.promote_types(weight.dtype, torch.float32))
-            seen = replace(
-                metric, gram=metric.gram[inputs][:, inputs], cross=metric.cross[:, inputs]
-            )
+            seen = replace(metric, inputs=metric.inputs.of(inputs), cross=metric.cross[:, inputs])
             result[g][:, stays[g]] = least_squares(part, seen).to(weight.dtype)
         offset = None if goal.means is None else missing_mean(result, *goal.means)
         self._fits[name] = Fit(result, offset, goal.offset_to)
