@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import errors, protocols, registry, spaces, testing
     from .checkpoint import load, save, to_plain
+    from .checkpoint.streaming import compress_checkpoint
     from .compressors.low_rank import LowRankCompressor
     from .compressors.pruning.magnitude import MagnitudePruner
     from .compressors.pruning.pruner import Pruner
@@ -61,6 +62,7 @@ _HOMES = {
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
+    "compress_checkpoint": "checkpoint.streaming",
     "load": "checkpoint",
     "save": "checkpoint",
     "to_plain": "checkpoint",
@@ -99,6 +101,7 @@ __all__ = [
     "StableRank",
     "TuckerCompressor",
     "WeightDisplay",
+    "compress_checkpoint",
     "count_bytes",
     "count_flops",
     "count_nonzeros",

@@ -48,16 +48,20 @@ class Subspace(NamedTuple):
     vectors: Tensor
 
 
-def lower_gram(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def lower_gram(
+    matrix: Tensor, dtype: torch.dtype = torch.float64, basis: Tensor | None = None
+) -> Tensor:
     """Lower triangle of `matrix @ matrix.T`, computed in `dtype`.
 
     matrix : Tensor of shape (m, n), any strides
-    Returns a Tensor (m, m) of which nothing above the diagonal is to be read.
+    basis : Tensor of shape (m, k); where given, of `basis.T @ matrix` in place of the matrix
+    Returns a Tensor (m, m), or (k, k), of which nothing above the diagonal is to be read.
     """
-    m, n = matrix.shape
+    m, n = matrix.shape[0] if basis is None else basis.shape[1], matrix.shape[1]
     out = torch.zeros(m, m, dtype=dtype, device=matrix.device)
     for start in range(0, n, _CHUNK):
-        part = matrix[:, start : start + _CHUNK].to(dtype)
+        part = matrix[:, start : start + _CHUNK]
+        part = (part if basis is None else basis.mT @ part).to(dtype)
         for row in range(0, m, _BLOCK):
             block = part[row : row + _BLOCK]
             stop = row + block.shape[0]
@@ -87,7 +91,7 @@ def leading_subspace(matrix: Tensor) -> Subspace:
     n_safe = int((tails > _SAFE * tails[0]).sum())
     if n_safe < len(energies):
         rest = vectors[:, n_safe:]
-        energies[n_safe:], turned = _descending_eigh(lower_gram(rest.mT @ scaled))
+        energies[n_safe:], turned = _descending_eigh(lower_gram(scaled, basis=rest))
         vectors[:, n_safe:] = rest @ turned.to(rest.dtype)
     return Subspace(energies.sqrt() * scale.item(), vectors)
 
@@ -129,9 +133,10 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     # A direction without energy keeps its unit vector on one side and zeros on the other.
     inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root)).to(matrix.dtype)
     root = root.to(matrix.dtype)
+    # In place: of a huge matrix this is the one more copy that decides how much memory it takes.
     if tall:
-        return other * inverse, root[:, None] * basis.mT
-    return basis * root, inverse[:, None] * other
+        return other.mul_(inverse), root[:, None] * basis.mT
+    return basis * root, other.mul_(inverse[:, None])
 
 
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

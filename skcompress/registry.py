@@ -31,9 +31,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "criteria": (protocols.Criterion, protocols.DataCriterion),
     "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
-    "layers": (protocols.LayerKind,),
     "costs": (protocols.Cost,),
     "storages": (protocols.Storage,),
+    "layers": (protocols.LayerKind,),
 }
 
 

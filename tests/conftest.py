@@ -1,4 +1,4 @@
-"""Memo by all tests: one thread, so that results and times repeat on busy machines."""
+"""Shared by all tests: one thread, so that results and times repeat on busy machines."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ..network.weights import Site
 from ..protocols import Choice, Metric, Rank
 from .candidates import working_weight
 from .digests import Fingerprint
-from .fitted import DenseWeight, FactoredWeight, Replacement
+from .fitted import DenseWeight, FactoredWeight, Recipe, Replacement
 from .offers import Offer, WeightOffers, stored
 from .refining import refined
 
@@ -49,8 +49,7 @@ class Factoring:
             return None
         offer, rank = self._chosen[site.name]
         factors = offer.factors(working_weight(site, self._device), rank)
-        decomposition = offer.candidate.decomposition
-        return FactoredWeight(self._seen[site.name], factors, decomposition, offer.storage, rank)
+        return FactoredWeight(self._seen[site.name], factors, _recipe(offer, rank))
 
     def of_inputs(self, site: Site, weight: Tensor, metrics: Sequence[Metric]) -> Replacement:
         """Give what replaces a weight for these inputs and goals: factors, or another weight."""
@@ -64,4 +63,8 @@ class Factoring:
             for known, pair in zip(offer.candidate.parts, pairs, strict=True)
         ]
         factors = stored(parts, offer.storage)
-        return FactoredWeight(seen, factors, decomposition, offer.storage, rank)
+        return FactoredWeight(seen, factors, _recipe(offer, rank))
+
+
+def _recipe(offer: Offer, rank: Rank) -> Recipe:
+    return Recipe(offer.candidate.decomposition, offer.storage, rank)

@@ -10,10 +10,11 @@ from torch import nn
 
 from ..errors import NonFiniteInputError
 from ..layers import kind_of
-from ..layers.inputs import Inputs, Lookups, arguments
+from ..layers.inputs import arguments
 from ..network.batches import Batch, Batches
 from ..network.observing import Reducer, observe
 from ..network.weights import Site
+from ..protocols import Inputs, Lookups
 from .moments import Statistics, StatisticsSum
 from .passes import GIB, by_module, check_settings, generator, passes
 

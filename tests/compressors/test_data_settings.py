@@ -46,6 +46,19 @@ def test_little_memory_means_more_passes_and_the_same_result(memory, settings):
     assert loader.times > n_plain
 
 
+def test_of_too_much_for_the_memory_each_weight_has_a_pass_of_its_own():
+    loader = Counted([images()])
+    # Nothing is compared, which takes passes too.
+    settings = {"reconstruction": "independent", "measure": False, "recalibrate_norm": False}
+    times = []
+    for memory in (2**31, 1):
+        loader.times = 0
+        compressor = SVDCompressor(3, calibration_memory=memory, **settings)
+        compressor.fit(network(), loader)
+        times.append(loader.times)
+    assert times[1] == times[0] + len(compressor.ranks_) - 1
+
+
 class Counted(list):
     """Batches that count how often they are read."""
 

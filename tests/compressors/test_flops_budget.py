@@ -8,6 +8,7 @@ import pytest
 import torch
 from pairwise import pairwise
 from sklearn.base import clone
+from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -440,8 +441,10 @@ def test_the_model_stays_as_it_was():
 
 def test_bad_input():
     model, batch = network("linear")
-    with pytest.raises(UnknownNameError, match="no costs is named 'seconds'"):
+    with pytest.raises(UnknownNameError, match="'seconds'; known: 'bytes', 'flops', 'parameters'"):
         SVDCompressor(cost="seconds").fit(model, batch)
+    with pytest.raises(InvalidParameterError, match="'cost' parameter of SVDCompressor"):
+        SVDCompressor(cost=None).fit(model, batch)
     with pytest.raises(MissingDataError, match="cost='flops' of SVDCompressor needs data"):
         SVDCompressor(cost="flops").fit(model)
     with pytest.raises(OneShotDataError):

@@ -27,6 +27,7 @@ LAYERS = [
     {"fitting", "penalties"},
     {"compressors"},
     {"testing", "training", "tuning", "plotting", "checkpoint"},
+    {"cli", "__main__"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {

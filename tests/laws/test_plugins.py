@@ -20,9 +20,9 @@ OUR_OWN = {
     "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
     "objectives": ["score", "n_parameters", "flops", "bytes", "latency"],
     "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
-    "layers": ["linear", "conv1d", "convolution", "embedding", "attention", "recurrent", "experts"],
     "costs": ["parameters", "bytes", "flops"],
     "storages": ["plain", "pivot"],
+    "layers": ["linear", "conv1d", "convolution", "embedding", "attention", "recurrent", "experts"],
 }
 CHECKS = {
     "decompositions": testing.check_decomposition,
