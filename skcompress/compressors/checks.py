@@ -30,8 +30,16 @@ from ..protocols import Allocation, Cost, Decomposition
 
 T = TypeVar("T")
 
+
+class _Share(Interval):
+    """Any real number in (0, 1], a `Fraction` among them, which scikit-learn's cannot ask for."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return isinstance(val, Real) and 0 < val <= 1
+
+
 RANKS: list[Any] = [
-    Interval(Real, 0, 1, closed="right"),
+    _Share(Real, 0, 1, closed="right"),
     Interval(Integral, 1, None, closed="left"),
     StrOptions({"auto"}),
 ]
