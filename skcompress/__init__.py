@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -139,3 +142,48 @@ def _provided(name: str, kind: str, plugin: str, package: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_QUANTIZERS = "transformers.quantizers.auto"
+
+
+class _OnceTransformersIsImported:
+    """Lets `save_pretrained` and `from_pretrained` know compressed models.
+
+    Transformers has no entry points, and importing skcompress does not import it: this stands among
+    the finders of modules until somebody does.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _QUANTIZERS:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = find_spec(name)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                _register()
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def _register() -> None:
+    try:
+        import_module(".checkpoint.huggingface.quantizer", __name__).register()
+    except Exception as cause:  # of a version of transformers that works otherwise
+        warnings.warn(
+            "transformers will not save and load models that skcompress made "
+            f"({type(cause).__name__}: {cause}); skcompress.save and load do",
+            stacklevel=2,
+        )
+
+
+if _QUANTIZERS in sys.modules:
+    _register()
+elif not any(type(finder).__name__ == _OnceTransformersIsImported.__name__
+             for finder in sys.meta_path):  # fmt: skip
+    sys.meta_path.insert(0, _OnceTransformersIsImported())  # type: ignore[arg-type]

@@ -1,0 +1,45 @@
+"""Models of transformers save themselves: compressed ones with what they have become.
+
+`save_pretrained` asks a quantiser, where the model has one; ours is registered as `skcompress`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from ..protocols import Factorized
+from .narrowed import wide_shapes
+from .tied_names import rename_ties
+
+METHOD = "skcompress"
+
+
+def settle(model: nn.Module, result: nn.Module) -> None:
+    """Bring what `result`, a copy of `model` with other layers, knows of itself up to date."""
+    rename_ties(model, result)
+    for module in result.modules():
+        if is_pretrained(module):
+            _say_who_saves(module)
+
+
+def is_pretrained(module: Any) -> bool:
+    """Whether a module is a model of transformers; where nobody imported it, none can be."""
+    cls = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    return cls is not None and isinstance(module, cls)
+
+
+def _say_who_saves(model: Any) -> None:
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and quantizer.quantization_config.quant_method != METHOD:
+        return
+    if any(isinstance(part, Factorized) or wide_shapes(part) for part in model.modules()):
+        auto = sys.modules["transformers.quantizers.auto"]
+        config = auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD]()
+        model.hf_quantizer = auto.AUTO_QUANTIZER_MAPPING[METHOD](config)
+    elif quantizer is not None:
+        quantizer.remove_quantization_config(model)
+        vars(model).pop("is_quantized", None)
+        vars(model).pop("_weight_conversions", None)
