@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..decompositions.pivoted import Pivoted
 from ..network.weights import Site
 from ..protocols import Decomposition, Metric, WeightDecomposition
 from ..statistics.gradients import kfac_energy
@@ -110,7 +111,8 @@ class _Task:
             energy = get(self.key("energy", given.memory, where), lambda: met.energy(gradients))
         for d in self._decompositions if reached else ():
             # Others offer every rank, whatever is asked for.
-            asked = tuple(sorted(self._asked)) if isinstance(d, WeightDecomposition) else ()
+            of = d.decomposition if isinstance(d, Pivoted) else d
+            asked = tuple(sorted(self._asked)) if isinstance(of, WeightDecomposition) else ()
             weighed = given.memory if given.fisher else "alike"
             key = self.key("regression", settings_digest(d), asked, weighed, where)
             candidates.append(get(key, partial(met.candidate, d, asked)))
