@@ -37,7 +37,8 @@ class RegressionFactorization(Factorization):
     """Factors of one weight in the metric of its inputs, at every rank that saves numbers.
 
     unfolding : which matrix; fold : gives the factors of (rows, r) and (r, columns);
-    scheme : the name that the report shows; every_rank : also ranks that save nothing.
+    scheme : the name that the report shows; every_rank : also ranks that save nothing;
+    only : the largest rank that is asked for
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RegressionFactorization(Factorization):
         scheme: str,
         metric: Metric,
         every_rank: bool = False,
+        only: int | None = None,
     ):
         out = weight.shape[0]
         rows, columns = unfold(weight, unfolding).shape
@@ -61,7 +63,9 @@ class RegressionFactorization(Factorization):
             inputs, cross, regression = inputs.of(order), cross[:, order], regression[:, order]
         of_columns = inputs.mean_of_blocks(places)
         most = min(rows, columns)
-        if not every_rank:
+        if only is not None:
+            most = only
+        elif not every_rank:
             most = min(most, break_even(rows, columns))
         white = of_columns.whiten(regression.reshape(rows, columns))
         values, directions = right_directions(white)

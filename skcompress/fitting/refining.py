@@ -15,9 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..protocols import Factorization, Factors, Metric, Rank
+from ..protocols import Factorization, Factors, Metric, Rank, SecondMoment
 from ..protocols.product import multiply_out
 
+# Share of the outputs lost from which on products in float32 serve.
+_MUCH = 1e-2
 # Most of what is to be gained is gained in the first ones.
 ITERATIONS = 30
 
@@ -57,11 +59,16 @@ def refined(factors: Factors, metric: Metric) -> Factors:
         def stored() -> list[Tensor]:
             return [size * t for t, size in zip(tensors, sizes, strict=True)]
 
+        # Most of the time goes into products with the moments. Where much is lost they need not be
+        # exact to more digits than the moments of float32 inputs are.
+        inputs = metric.inputs
+
         def evaluate() -> Tensor:
             """Relative error; and its gradient, written to the tensors."""
             weight = multiply_out(factors.holding(stored())).flatten(1)
             with torch.no_grad():
-                slope = metric.inputs.times(weight) - metric.cross
+                given = inputs.times(weight.to(inputs.diagonal.dtype)).to(weight)
+                slope = given - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
                 values.append(float(value) / energy)
@@ -74,10 +81,18 @@ def refined(factors: Factors, metric: Metric) -> Factors:
             tensors, max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe",
             tolerance_grad=1e-9, tolerance_change=1e-12,
         )  # fmt: skip
+        if float(evaluate()) > _MUCH and _in_range(metric.inputs):
+            inputs = metric.inputs.single()
         optimizer.step(evaluate)  # type: ignore[arg-type]
+        inputs = metric.inputs
         evaluate()
     # An error below zero is one of moments that do not belong together, by rounding.
     if not 0 <= values[-1] <= values[0]:
         return factors
     found = zip(stored(), factors.stored, strict=True)
     return factors.holding([new.detach().to(old.dtype) for new, old in found])
+
+
+def _in_range(inputs: SecondMoment) -> bool:
+    """Whether float32 holds the second moment."""
+    return 1e-25 < float(inputs.diagonal.max()) < 1e25
