@@ -18,9 +18,9 @@ from ..statistics.lagged import Signals
 from ..statistics.moments import (
     SquareSum,
     draw,
+    in_units,
     piece_size,
     typical,
-    unit_of,
     weighted_columns,
 )
 
@@ -143,8 +143,7 @@ class AnchoredSum:
                     start += y.shape[2]
                 if signals is None:
                     self._squares.add(of, new, w, share)
-                units = unit_of(new), unit_of(y)
-                self._add(of, new / units[0], y / units[1], w, units, share)
+                self._add(of, new, y, w, share)
             if signals is not None:
                 self._squares.add_signals(signals, self._after, weights, share)
 
@@ -154,11 +153,10 @@ class AnchoredSum:
         x: Tensor,
         y: Tensor,
         w: Tensor | None,
-        units: tuple[float, float],
         share: float,
     ) -> None:
-        """Add columns of inputs and of outputs, in these units; `w` (positions,) weighs them."""
-        of_x, of_y = units
+        """Add columns of inputs and of outputs; `w` (positions,) weighs them."""
+        (x, of_x), (y, of_y) = in_units(x), in_units(y)
         y_w, x_w = (y, x) if w is None else (y * w, x * w)
         energy = _seen(self._roots[of], y if w is None else y * w.sqrt()).square().sum(2)
         parts = (y_w @ x.mT, energy, x_w.sum(2), y_w.sum(2))

@@ -156,12 +156,17 @@ def typical(inputs: Inputs, x: Tensor) -> Tensor:
     return mean.to(x.dtype)
 
 
-def unit_of(x: Tensor) -> float:
-    """Power of two by which to divide before squares, or products, leave the range of float32."""
-    largest = float(x.abs().amax()) if x.numel() else 0.0
+def in_units(x: Tensor) -> tuple[Tensor, float]:
+    """Divide by a power of two where squares, or products, leave the range of float32.
+
+    Gives the result and what it was divided by; mostly x itself and 1.
+    """
+    least, most = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
+    largest = max(-least, most)
     if 1e-15 < largest < 1e15 or not 0 < largest < inf:
-        return 1.0
-    return 2.0 ** frexp(largest)[1]
+        return x, 1.0
+    unit = 2.0 ** frexp(largest)[1]
+    return x / unit, unit
 
 
 class SquareSum:
@@ -181,9 +186,8 @@ class SquareSum:
             counts = torch.full_like(x[0, 0], share) if w is None else share * w
             self._kept.append((x.to(self._device), counts.to(self._device)))
             return
-        total, unit = self._whole()[of], unit_of(x)
-        x = x / unit if w is None else x * (w.sqrt() / unit)
-        add_squares(total, x, unit**2 * share)
+        x, unit = in_units(x)
+        add_squares(self._whole()[of], x if w is None else x * w.sqrt(), unit**2 * share)
 
     def keeps(self, n_more: int) -> bool:
         """Whether so many more columns would still be kept as they are."""
@@ -207,8 +211,8 @@ class SquareSum:
             with torch.inference_mode(False):
                 total = self._total = torch.zeros(self._shape, **like)
             for columns, counts in self._kept:
-                unit = unit_of(columns)
-                add_squares(total, columns * (counts.sqrt() / unit), unit**2)
+                x, unit = in_units(columns)
+                add_squares(total, x * counts.sqrt(), unit**2)
             self._kept = []
         return self._total
 
@@ -273,8 +277,8 @@ class MomentSum:
         with torch.autocast(device.type, enabled=False), full_precision():
             for columns in inputs.columns(index, piece_size(device)):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
-                unit = unit_of(x)
-                x, share = x / unit, unit**2 * seen / used
+                x, unit = in_units(x)
+                share = unit**2 * seen / used
                 if self._diagonal:
                     self._squares[of].add_(x.square().sum(-1).to(device), alpha=share)
                 else:
