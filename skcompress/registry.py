@@ -1,8 +1,8 @@
 """Plugins by kind and name, found through the entry points of installed packages.
 
 `names` reads metadata only; `resolve` imports the one plugin that is asked for. The
-groups are `skcompress.decompositions`, `.allocations`, `.regularizers`, `.criteria` and
-`.compressors`, for our own plugins as for everybody's.
+groups are `skcompress.decompositions`, `skcompress.allocations` and so on, one for each of
+`KINDS`, for our own plugins as for everybody's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ KINDS: dict[str, tuple[type, ...]] = {
     "allocations": (protocols.Allocation, protocols.SparsityAllocation),
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
+    "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
+    "costs": (protocols.Cost,),
+    "storages": (protocols.Storage,),
+    "layers": (protocols.LayerKind,),
 }
 
 
@@ -82,13 +86,18 @@ def make(kind: str, name: object) -> Any:
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def offered(space: Plugins) -> tuple[str | None, ...]:
-    """Names that a choice of plugins is between, of those that are installed now."""
+def offered(space: Plugins, *, with_data: bool = True) -> tuple[str | None, ...]:
+    """Names that a choice of plugins is between, of those that are installed now.
+
+    with_data : whether those count that say by `needs` what they need to know of data
+    """
     if space.names is not None:
         return tuple(name for name in space.names if name not in space.leave_out)
     found = [name for name in names(space.kind) if name not in space.leave_out]
     if space.protocol is not None:
         found = [name for name in found if issubclass(resolve(space.kind, name), space.protocol)]
+    if not with_data:
+        found = [name for name in found if not getattr(make(space.kind, name), "needs", ())]
     return tuple(found)
 
 
@@ -100,7 +109,7 @@ def _protocol(kind: str) -> tuple[type, ...]:
 
 def _entry_points(kind: str) -> list[EntryPoint]:
     _protocol(kind)
-    return _scan(f"skcompress.{kind}", _installed_state())
+    return _scan(f"skcompress.{kind}", installed())
 
 
 @lru_cache(maxsize=16)
@@ -113,8 +122,8 @@ def _scan(group: str, state: object) -> list[EntryPoint]:
     return points
 
 
-def _installed_state() -> tuple[tuple[str, int], ...]:
-    """What changes whenever a package is installed or removed: the folders on the path."""
+def installed() -> tuple[tuple[str, int], ...]:
+    """Give what changes whenever a package is installed or removed: the folders on the path."""
     return tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
 
 

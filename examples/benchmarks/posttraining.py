@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from skcompress import LowRankCompressor, SVDCompressor
 from skcompress.errors import BudgetError
-from skcompress.fitting.sharing import Shared, share
+from skcompress.fitting.memo import Memo, share
 
 # What everything at once adds to the defaults, which are sequential, global, all schemes.
 EVERYTHING: dict[str, Any] = {
@@ -82,7 +82,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[int, int | None, list[di
 
 
 def compress(
-    subject: Subject, rows: list[dict[str, Any]], data: Tensor | None, shared: Shared
+    subject: Subject, rows: list[dict[str, Any]], data: Tensor | None, shared: Memo
 ) -> Iterator[dict[str, Any]]:
     """Fit what `rows` ask for; gives them completed."""
     for row in rows:
@@ -119,7 +119,7 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
         if not rows:
             continue
         data = subject.task.calibration(inputs, np.random.default_rng(seed)) if inputs else None
-        for row in compress(subject, rows, data, Shared()):
+        for row in compress(subject, rows, data, Memo()):
             results.append(row)
             shown = row["quality"] if row["quality"] is None else f"{row['quality']:.2f}"
             settings, keep = row["settings"], row["keep"]

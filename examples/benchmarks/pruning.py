@@ -31,7 +31,7 @@ from pruning_speed import print_speed
 from tqdm import tqdm
 
 from skcompress import Pruner
-from skcompress.fitting.sharing import Shared, share
+from skcompress.fitting.memo import Memo, share
 
 WITHOUT_DATA = ("random", "magnitude", "lamp")
 WITH_DATA = ("wanda", "obs", "taylor", "fisher", "lrp")
@@ -70,7 +70,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[int, int | None, list[di
         yield inputs, seed, kinds[True]
 
 
-def prune(subject: Subject, row: dict[str, Any], data: Any, shared: Shared) -> dict[str, Any]:
+def prune(subject: Subject, row: dict[str, Any], data: Any, shared: Memo) -> dict[str, Any]:
     """Fit, prune and measure; gives the row completed."""
     first = not len(shared)
     pruner = Pruner(sparsity=1 - row["keep"], random_state=0, **row["settings"])
@@ -87,7 +87,7 @@ def measure(subject: Subject, options: argparse.Namespace, results: Results) -> 
     about = measure_dense(subject, options.test_images, options.device, results)
     for inputs, seed, methods in (bar := tqdm(list(jobs(options)), desc=subject.name)):
         data = subject.task.calibration(inputs, np.random.default_rng(seed)) if inputs else None
-        shared = Shared()
+        shared = Memo()
         for settings, sparsity in product(methods, options.sparsity):
             keep = round(1 - sparsity, 6)
             row = {**about, "settings": settings, "keep": keep, "inputs": inputs, "seed": seed}

@@ -15,7 +15,7 @@ class Energy(Allocation):
     that keeps enough is taken. The size of the result is not known beforehand.
     """
 
-    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: float) -> list[Choice | None]:
         # Errors of float32 weights are known to 1e-5 of the norm, energies to its square.
         lost = (1 - rank) + 1e-10
         pooled = [pooled_options(layer) for layer in layers]

@@ -29,7 +29,7 @@ class GlobalBudget(Allocation, SparsityAllocation):
     weight.
     """
 
-    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: float) -> list[Choice | None]:
         n_total = n_fixed + sum(layer.dense for layer in layers)
         # Tolerance for fractions that are not exact in binary, such as 0.3.
         budget = int(rank * n_total + 1e-6) - n_fixed
@@ -45,7 +45,7 @@ class GlobalBudget(Allocation, SparsityAllocation):
         return numbers_of_largest(weights, n_kept)
 
 
-def knapsack(options: Sequence[Options], budget: int) -> list[int]:
+def knapsack(options: Sequence[Options], budget: float) -> list[int]:
     """Choose one option per layer: least summed error at a summed cost within `budget`.
 
     options : frontiers (ascending cost, falling error) of which the cheapest fit together
@@ -67,7 +67,7 @@ def knapsack(options: Sequence[Options], budget: int) -> list[int]:
     return greedy if found is None else found
 
 
-def lagrangian(options: Sequence[Options], budget: int) -> tuple[float, list[int]]:
+def lagrangian(options: Sequence[Options], budget: float) -> tuple[float, list[int]]:
     """Give the price of one stored number at the budget, and the greedy solution.
 
     Climbs the lower convex hulls of all layers in order of error saved per number, as
@@ -97,7 +97,7 @@ def lagrangian(options: Sequence[Options], budget: int) -> tuple[float, list[int
     return price, _spend(options, chosen.tolist(), left)
 
 
-def _spend(options: Sequence[Options], chosen: list[int], left: int) -> list[int]:
+def _spend(options: Sequence[Options], chosen: list[int], left: float) -> list[int]:
     """Take, again and again, the affordable option that saves the most error."""
     while True:
         best = (0.0, -1, -1)
@@ -134,7 +134,7 @@ def _search(
     core: Sequence[np.ndarray],
     reduced: Sequence[np.ndarray],
     gap: float,
-    budget: int,
+    budget: float,
 ) -> list[int] | None:
     """Dynamic programming over the undominated sums of cost and error."""
     cheapest = [int(o.costs[c].min()) for o, c in zip(options, core, strict=True)]

@@ -32,7 +32,7 @@ class Threshold(Allocation):
     ones are nothing but noise) are cut to rank 1.
     """
 
-    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: float) -> list[Choice | None]:
         return [self._choose(layer) for layer in layers]
 
     def _choose(self, layer: Layer) -> Choice | None:

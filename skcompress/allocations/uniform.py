@@ -17,7 +17,7 @@ class Uniform(Allocation, SparsityAllocation):
     rank makes smaller stays dense; one that can shrink, but not that far, is an error.
     """
 
-    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: float) -> list[Choice | None]:
         choices: list[Choice | None] = []
         for layer in layers:
             options = pooled_options(layer)

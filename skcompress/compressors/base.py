@@ -4,155 +4,69 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    InvalidParameterError,
-    StrOptions,
-)
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import registry
-from ..decompositions.pivoted import Pivoted
-from ..fitting.calibrated import Calibration, foldable_norms
-from ..fitting.choosing import best_outcome
-from ..fitting.factorizing import FactorizedSite, factorize_sites
-from ..fitting.fitting import Fitting, set_norms, trimmed
-from ..fitting.pivoting import NO_SPARSE, prefer_pivots, storable
-from ..fitting.planning import asked_ranks, compare_to_plan, rank_patterns, restore_ties
-from ..fitting.regressing import regress_sites
-from ..fitting.replacing import replaced
-from ..fitting.sharing import Known, Shared
+from ..fitting.calibration import Calibration
+from ..fitting.candidates import Findings, of_inputs, of_weights, with_every_rank, working_weight
+from ..fitting.choices import asked_ranks, choose_options, make_plan, rank_patterns
+from ..fitting.comparison import Outcome, closest
+from ..fitting.digests import Fingerprint, fingerprint
+from ..fitting.factoring import Factoring
+from ..fitting.fitted import Fitted
+from ..fitting.importance import TRIED_ON, importances
+from ..fitting.memo import Memo, Recall
+from ..fitting.offers import NO_SPARSE, WeightOffers, offered, storable
+from ..fitting.reconstruction import Reconstruction, assembled, reconstruct
 from ..fitting.steps import Steps
-from ..fitting.workload import workload
 from ..layers import densify
 from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
 from ..network.batches import device_of
-from ..network.calls import count_calls
-from ..network.normalization import fold
-from ..network.weights import Site, check_model, check_patterns, require_sites, select
-from ..plan import Plan, Report
-from ..protocols import Allocation, Compressor, Decomposition
-from ..spaces import FloatRange, Options, Plugins, SearchSpace
-from .checks import PATTERNS, RANKS, check_rank, rank_allocation, require_support, seeded, uses_data
+from ..network.normalization import fold, foldable_norms
+from ..network.observing import observer
+from ..network.structure import Structure
+from ..network.weighting import weighted
+from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
+from ..plan import Report
+from ..protocols import Allocation, Cost, Decomposition, Storage
+from .checks import check_rank, computing, rank_allocation, require_support, seeded, uses_data
+from .settings import FactorizingSettings
 
 
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Keep the caller's autocast out of the mathematics: in half precision it would be lost."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
+@dataclass(frozen=True)
+class Method:
+    """The settings of a fit, resolved."""
+
+    decompositions: Sequence[Decomposition]
+    storages: Sequence[Storage]
+    allocation: Allocation
+    cost: Cost
 
 
-class FactorizingCompressor(Compressor):
-    """Replaces every layer by a chain of thinner ones: all but which decompositions.
+class FactorizingCompressor(FactorizingSettings):
+    """Replaces every layer by a chain of thinner ones: all but which decompositions."""
 
-    Parameters and learnt attributes are written up in :class:`LowRankCompressor`.
-    """
-
-    _own: Shared | None = None  # results that warm_start keeps
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "rank": [*RANKS, dict],
-        "allocation": [str, HasMethods("allocate"), HasMethods("divide")],
-        "cost": [StrOptions({"parameters", "flops"})],
-        "metric": [StrOptions({"auto", "weights", "activations", "fisher"})],
-        "pivot": ["boolean"],
-        "reconstruction": [StrOptions({"auto", "independent", "sequential"})],
-        "sensitivity": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "refit_dense": ["boolean"],
-        "recalibrate_norm": ["boolean", StrOptions({"auto"})],
-        "fold_norm": ["boolean"],
-        "measure": ["boolean"],
-        "calibration_memory": [Interval(Real, 0, None, closed="neither")],
-        "max_positions": [None, Interval(Integral, 1, None, closed="left")],
-        "layers": PATTERNS,
-        "exclude": PATTERNS,
-        "device": [None, str, torch.device],
-        "random_state": ["random_state"],
-        "n_jobs": [None, Integral],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-    }
-    search_space: ClassVar[SearchSpace] = {
-        "rank": FloatRange(0.1, 0.9),
-        # To "energy" the rank is a fraction of something else, and "auto" has no use for it.
-        "allocation": Plugins("allocations", leave_out=("auto", "energy"), protocol=Allocation),
-        "pivot": Options((False, True)),
-        "metric": Options(("activations", "fisher"), needs_data=True),
-        "reconstruction": Options(("independent", "sequential"), needs_data=True),
-        "sensitivity": FloatRange(0.0, 1.0, needs_data=True),
-        "refit_dense": Options((False, True), needs_data=True),
-        "fold_norm": Options((False, True), needs_data=True),
-    }
-
-    def __init__(
-        self,
-        rank: Any = 0.3,
-        *,
-        allocation: Any = "global",
-        cost: str = "parameters",
-        pivot: bool = False,
-        metric: str = "auto",
-        reconstruction: str = "auto",
-        sensitivity: Any = 0.0,
-        refit_dense: bool = False,
-        recalibrate_norm: Any = "auto",
-        fold_norm: bool = False,
-        measure: bool = True,
-        calibration_memory: float = 2**31,
-        max_positions: int | None = None,
-        layers: Any = None,
-        exclude: Any = (),
-        device: Any = None,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        warm_start: bool = False,
-        verbose: bool | int = False,
-    ):
-        self.rank = rank
-        self.allocation = allocation
-        self.cost = cost
-        self.pivot = pivot
-        self.metric = metric
-        self.reconstruction = reconstruction
-        self.sensitivity = sensitivity
-        self.refit_dense = refit_dense
-        self.recalibrate_norm = recalibrate_norm
-        self.fold_norm = fold_norm
-        self.measure = measure
-        self.calibration_memory = calibration_memory
-        self.max_positions = max_positions
-        self.layers = layers
-        self.exclude = exclude
-        self.device = device
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.warm_start = warm_start
-        self.verbose = verbose
+    rank: Any
+    _own: Memo | None = None  # results that warm_start keeps
 
     @abstractmethod
     def _candidates(self) -> Iterable[Any]:
         """Decompositions, or names of them, that compete for the layers."""
 
     def _competing(
-        self, decompositions: Mapping[str, Decomposition], shape: Sequence[int]
+        self, decompositions: Sequence[Decomposition], shape: Sequence[int]
     ) -> list[Decomposition]:
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
-        return [d for d in decompositions.values() if d.unsupported(shape) is None]
+        return [d for d in decompositions if d.unsupported(shape) is None]
 
-    @without_autocast()
-    @torch.no_grad()
     def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
         """Factorise every layer and divide the budget; `model` stays as it is.
 
@@ -163,98 +77,15 @@ class FactorizingCompressor(Compressor):
             inputs. The metric of the weights does not use it; a budget of FLOPs uses the
             shapes of its first batch.
         """
-        self._validate_params()
-        owner = type(self).__name__
-        check_rank(owner, self.rank)
-        rank_allocation(owner, self.allocation)
-        calibrated = uses_data(self, data)
-        check_model(owner, model)
-        check_patterns("layers", self.layers, model)
-        check_patterns("exclude", self.exclude, model)
-        check_patterns("rank", rank_patterns(self.rank), model)
-        selection = select(model, self.layers, self.exclude)
-        require_sites(owner, selection)
-
-        steps = Steps(device_of(model))
-        shared = self._results()
-        n_in, given, counted = count_parameters(model), None, None
-        folded: dict[str, str] = {}
-        if calibrated or self.cost == "flops":
-            batches = as_batches(owner, data, model)
-            known = Known.about(shared, model, data)
-        if calibrated:
-            with steps("observe"):
-                given = Calibration.observed(
-                    batches,
-                    model,
-                    selection.sites,
-                    known,
-                    memory=self.calibration_memory,
-                    max_positions=self.max_positions,
-                    random_state=self.random_state,
-                    fisher=self.metric == "fisher",
-                )
-                if self.fold_norm:
-                    folded = foldable_norms(model, given.norms)
-                    model, given = fold(model, folded), given.without(folded)
-                    selection = select(model, self.layers, self.exclude)
-        # Before the factorisations: what is wrong with the data shows in seconds.
-        if self.cost == "flops":
-            names = (name for site in selection.sites for name, _ in site.users)
-            key = known.but("folded", *sorted(folded)).key("calls", *names)
-            counted = shared.get(key, lambda: count_calls(model, selection.sites, batches))
-        if given is not None and (self.sensitivity or given.fisher):
-            with steps("differentiate"):
-                given = given.with_gradients(model, selection.sites, self.verbose)
-        decompositions = self._resolved_decompositions()
-        with steps("factorize"):
-            sites = self._factorized_sites(model, selection.sites, decompositions, given, shared)
-        require_support(owner, sites, decompositions)
-        work = None
-        if counted is not None:
-            work = workload(selection.sites, sites, decompositions, *counted)
-        fitting = Fitting(model, selection, sites, decompositions, given, work, self.device)
-        outcome, divergence, measured = best_outcome(
-            fitting,
-            steps,
-            self.rank,
-            rank_allocation(owner, self.allocation),
-            sensitivity=self.sensitivity,
-            sequential=self.reconstruction != "independent",
-            dense=self.refit_dense,
-            recalibrate=self.recalibrate_norm,
-            measure=self.measure,
-            verbose=self.verbose,
-        )
-
-        plan: Plan = outcome.plan
-        self.plan_ = plan
-        self.ranks_ = {p.name: p.rank for p in plan if p.rank is not None}
-        self.spectra_ = {s.name: v for s, c in zip(sites, outcome.choices, strict=True)
-                         if (v := s.spectrum(c)) is not None}  # fmt: skip
-        self.n_parameters_in_ = n_in
-        self.n_parameters_out_ = count_parameters(model) - sum(p.before - p.after for p in plan)
-        for name in ("n_flops_in_", "n_flops_out_"):  # of an earlier fit
-            self.__dict__.pop(name, None)
-        if outcome.flops is not None:
-            self.n_flops_in_, self.n_flops_out_ = outcome.flops
-        self.report_ = Report(
-            plan,
-            self.n_parameters_in_,
-            self.n_parameters_out_,
-            outcome.flops,
-            steps=tuple(steps.done),
-            divergence=divergence,
-            measured=measured,
-        )
-        self._patterns = (self.layers, self.exclude)
-        self._decompositions = decompositions
-        self._calibrated, self._folded = calibrated, folded
-        self._norms, self._fits = outcome.norms, outcome.fits
-        self._factorized = {site.name: site for site in trimmed(sites, outcome)}
+        self._fit(model, data)
         return self
 
-    @torch.no_grad()
+    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
+        """`fit`, then `transform` of the same model; the network that was compared is given."""
+        network = self._fit(model, data)
+        return self.transform(model) if network is None else network
+
+    @computing
     def transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of `model` with the planned layers replaced.
 
@@ -262,99 +93,93 @@ class FactorizingCompressor(Compressor):
             checkpoint; a model on the meta device, which gives the structure alone)
         """
         check_is_fitted(self, "plan_")
-        return self._replaced(model, {**self._factorized, **self._fits}.get)
-
-    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
-        """`fit`, then `transform` of the same model, with each SVD computed once."""
-        self.fit(model, data)
-        known = {**self._factorized, **self._fits}
-        if not (self._results().memory or self._calibrated):
-            self._factorized = {}
-        # Each factorisation is let go as soon as its factors exist, so that at no time
-        # all of both are held.
-        with torch.no_grad():
-            return self._replaced(model, lambda name: known.pop(name, None))
+        return self.fitted_.applied_to(model, type(self).__name__)
 
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
-    @without_autocast()
-    def _replaced(
-        self, model: nn.Module, known: Callable[[str], FactorizedSite | None]
-    ) -> nn.Module:
-        check_model(type(self).__name__, model)
-        if self._folded:
-            model = fold(model, self._folded)
-        selection = select(model, *self._patterns)
-        restore_ties(self.plan_, selection)
-        compare_to_plan(self.plan_, selection)
-        result = replaced(
-            model,
-            selection,
-            self.plan_,
-            known,
-            self._decompositions,
-            self.device,
-            calibrated=self._calibrated,
-        )
-        set_norms(result, self._norms)
-        return result
+    @computing
+    def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
+        """Learn all there is; gives the compressed network where it was built on the way."""
+        method = self._checked(model)
+        calibrated = uses_data(self, method.cost, data)
+        selection = select(model, self.layers, self.exclude)
+        require_sites(type(self).__name__, selection)
+        seen = {site.name: self._fingerprint(site) for site in selection.sites}
+        steps, recall = Steps(device_of(model)), Recall(self._memo())
+        n_in, folded = count_parameters(model), dict[str, str]()
+        given: Calibration | None = None
+        if calibrated or method.cost.needs_inputs:
+            given = self._observed(model, data, selection, recall, steps)
+        if calibrated and self.fold_norm:
+            assert given is not None
+            given, folded = _folded(given)
+            selection = select(given.model, self.layers, self.exclude)
+            given = replace(given, sites=selection.sites)
+            seen = {site.name: self._fingerprint(site) for site in selection.sites}
+        if given is not None and calibrated and (self.sensitivity or self.metric == "fisher"):
+            with steps("differentiate"):
+                given = given.with_gradients(self.metric == "fisher", self.verbose)
+        with steps("factorize"):
+            found = self._findings(selection, method, given if calibrated else None, recall)
+            calls = None if given is None else given.structure.calls
+            offers = [
+                offered(site, found[site.name], method.storages, method.cost, calls)
+                for site in selection.sites
+            ]
+        require_support(type(self).__name__, selection.sites, offers, method.decompositions)
+        whole = model if given is None else given.model
+        n_whole = _of_model(method.cost, whole, given)
 
-    def _factorized_sites(
-        self,
-        model: nn.Module,
-        sites: Sequence[Site],
-        decompositions: Mapping[str, Decomposition],
-        given: Calibration | None,
-        shared: Shared,
-    ) -> list[FactorizedSite]:
-        """Do the expensive step for every weight, in the metric that there are inputs for."""
-        able = {s.name: self._competing(decompositions, s.slot.shape[1:]) for s in sites}
-        competing = {
-            site.name: prefer_pivots(storable(able[site.name], site), decompositions, site)
-            for site in sites
-        }
-
-        def compete(site: Site) -> list[Decomposition]:
-            return competing[site.name]
-
-        if given is not None:
-            asked = asked_ranks(self.rank)
-            found = regress_sites(
-                model, sites, given, compete, self.device, self.verbose, asked=asked
+        def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
+            layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
+            choices, reasons = choose_options(
+                layers, selection.sites, self.rank, method.allocation, n_whole, method.cost
             )
+            factoring = Factoring(offers, choices, seen, self.device)
+            done = self._reconstructed(selection, factoring, found, on)
+            return Fitted(
+                make_plan(selection, offers, choices, reasons, method.decompositions),
+                done.replacements,
+                done.offsets,
+                folded=folded,
+                patterns=(self.layers, self.exclude),
+                calibrated=on is not None,
+            )
+
+        if given is None or not calibrated:
+            with steps("allocate"):
+                outcome = Outcome(fitted({}, None))
         else:
-            found = factorize_sites(sites, compete, shared, self.device, self.n_jobs, self.verbose)
-        return [
-            replace(known, reason=NO_SPARSE)
-            if able[known.name] and not competing[known.name]
-            else known
-            for known in found
-        ]
+            outcome = self._closest(fitted, found, given, steps)
+        self.n_parameters_in_ = n_in
+        self._learn(outcome, offers, count_parameters(whole), (method.cost, n_whole), steps)
+        return outcome.network
 
-    def _results(self) -> Shared:
-        """What this fit shares: with others, with earlier ones of its own, or nothing."""
-        if self._shared is not None:
-            return self._shared
-        if not self.warm_start:
-            self._own = None
-            return Shared(memory=0)
-        self._own = self._own or Shared()
-        return self._own
+    def _checked(self, model: nn.Module) -> Method:
+        """Refuse whatever can be refused before any work; resolve what settings name."""
+        self._validate_params()
+        owner = type(self).__name__
+        check_rank(owner, self.rank)
+        allocation = rank_allocation(owner, self.allocation)
+        cost = clone(registry.make("costs", self.cost))
+        check_model(owner, model)
+        check_patterns("layers", self.layers, model)
+        check_patterns("exclude", self.exclude, model)
+        check_patterns("rank", rank_patterns(self.rank), model)
+        storages = ["pivot", "plain"] if self.pivot else ["plain"]
+        return Method(
+            self._decompositions(), [registry.make("storages", s) for s in storages],
+            allocation, cost,
+        )  # fmt: skip
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_own"}
-
-    def _resolved_decompositions(self) -> dict[str, Decomposition]:
-        """Instances by scheme, seeded where they draw random numbers."""
+    def _decompositions(self) -> list[Decomposition]:
+        """Instances, seeded where they draw random numbers, of schemes of different names."""
         random_state = check_random_state(self.random_state)
         resolved: dict[str, Decomposition] = {}
         for candidate in self._candidates():
             decomposition: Any = clone(registry.make("decompositions", candidate))
-            pivot = self.pivot or isinstance(decomposition, Pivoted)
-            if isinstance(decomposition, Pivoted):
-                decomposition = decomposition.decomposition
             seeded(decomposition, random_state)
             if decomposition.scheme in resolved:
                 raise InvalidParameterError(
@@ -362,8 +187,153 @@ class FactorizingCompressor(Compressor):
                     f"decompositions with schemes of different names. Got "
                     f"{decomposition.scheme!r} twice instead."
                 )
+            if self.pivot:  # which saves numbers where other factors do not
+                decomposition = with_every_rank(decomposition)
             resolved[decomposition.scheme] = decomposition
-            if pivot:
-                pivoted = Pivoted(decomposition)
-                resolved[pivoted.scheme] = pivoted
-        return resolved
+        return list(resolved.values())
+
+    def _observed(
+        self, model: nn.Module, data: object, selection: Selection, recall: Recall, steps: Steps
+    ) -> Calibration:
+        batches = as_batches(type(self).__name__, data, model)
+        with steps("observe"):
+            return Calibration.observed(
+                model,
+                selection.sites,
+                weighted(batches, self.class_weight),
+                recall,
+                memory=self.calibration_memory,
+                max_positions=self.max_positions,
+                random_state=self.random_state,
+            )
+
+    def _findings(
+        self, selection: Selection, method: Method, given: Calibration | None, recall: Recall
+    ) -> dict[str, Findings]:
+        """Do the expensive step for every weight, in the metric that there are inputs for."""
+        sites = selection.sites
+        able = {s.name: self._competing(method.decompositions, s.slot.shape[1:]) for s in sites}
+        competing = {site.name: storable(able[site.name], site) for site in sites}
+
+        def compete(site: Site) -> list[Decomposition]:
+            return competing[site.name]
+
+        if given is None:
+            found = of_weights(sites, compete, recall, self.device, self.n_jobs, self.verbose)
+        else:
+            asked = asked_ranks(self.rank)
+            found = of_inputs(sites, compete, given, self.device, asked, self.verbose)
+        refused = [name for name in found if able[name] and not competing[name]]
+        return found | {name: replace(found[name], reason=NO_SPARSE) for name in refused}
+
+    def _reconstructed(
+        self,
+        selection: Selection,
+        factoring: Factoring,
+        found: Mapping[str, Findings],
+        given: Calibration | None,
+    ) -> Reconstruction:
+        """Make the factors of each weight by itself, or fit one weight after another to data."""
+        sites, make = selection.sites, factoring.of_weight
+        if given is None or self.reconstruction == "independent":
+            structure = Structure() if given is None else given.structure
+            return assembled(sites, make, found, structure, self.device)
+        # A weight that is computed from other tensors cannot be set.
+        taking_part = [
+            site
+            for site in sites
+            if site.name in factoring or (self.refit_dense and site.alone and not site.computed)
+        ]
+        return reconstruct(
+            given, taking_part, make, factoring.of_inputs, device=self.device, verbose=self.verbose
+        )
+
+    def _closest(
+        self,
+        fitted: Callable[[Mapping[str, float], Calibration], Fitted],
+        found: Mapping[str, Findings],
+        given: Calibration,
+        steps: Steps,
+    ) -> Outcome:
+        """Give what changes the network's outputs least, of all sensitivities that are tried."""
+        name = "allocate" if self.reconstruction == "independent" else "reconstruct"
+        needed = self.sensitivity == "auto"
+
+        def tried(powers: Iterable[Mapping[str, float]], on: Calibration) -> Iterator[Fitted]:
+            for importance in powers:
+                with steps(name):
+                    yield fitted(importance, on)
+
+        powers: list[Mapping[str, float]] = list(importances(found, self.sensitivity))
+        part = given.part(TRIED_ON) if len(powers) > 1 else given
+        if part is not given:
+            fits = list(tried(powers, part))
+            best = closest(fits, part, steps, needed=needed, measure=False)
+            powers = [powers[fits.index(best.fitted)]]
+        return closest(
+            tried(powers, given), given, steps,
+            recalibrate=self.recalibrate_norm, needed=needed, measure=self.measure,
+        )  # fmt: skip
+
+    def _learn(
+        self,
+        outcome: Outcome,
+        offers: Sequence[WeightOffers],
+        n_whole: int,
+        budget: tuple[Cost, float],
+        steps: Steps,
+    ) -> None:
+        """Set what was learnt."""
+        self.fitted_, self.plan_ = outcome.fitted, outcome.fitted.plan
+        self.ranks_ = {row.name: row.rank for row in self.plan_ if row.rank is not None}
+        self.spectra_ = {
+            offer.name: values
+            for offer in offers
+            if (values := offer.spectrum(self.plan_[offer.name].scheme)) is not None
+        }
+        self.n_parameters_out_ = n_whole - sum(row.before - row.after for row in self.plan_)
+        for name in ("n_flops_in_", "n_flops_out_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
+        flops = None
+        cost, n = budget
+        if cost.unit == "FLOPs":
+            spared = sum(offer.saved(self.plan_[offer.name]) for offer in offers)
+            flops = self.n_flops_in_, self.n_flops_out_ = int(n), int(n - spared)
+        self.report_ = Report(
+            self.plan_,
+            self.n_parameters_in_,
+            self.n_parameters_out_,
+            flops,
+            steps=tuple(steps.done),
+            divergence=outcome.divergence,
+            measured=outcome.errors,
+        )
+
+    def _fingerprint(self, site: Site) -> Fingerprint:
+        return fingerprint(site.name, working_weight(site, self.device))
+
+    def _memo(self) -> Memo | None:
+        """What this fit shares: with others, with earlier ones of its own, or nothing."""
+        if self._shared is not None:
+            return self._shared  # type: ignore[no-any-return]
+        self._own = (self._own or Memo()) if self.warm_start else None
+        return self._own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_own"}
+
+
+def _folded(given: Calibration) -> tuple[Calibration, dict[str, str]]:
+    """Multiply normalisations into the layers before them, in a copy of the model."""
+    folded = foldable_norms(given.model, given.structure.norms)
+    structure = given.structure.without_norms(folded)
+    return replace(given, model=fold(given.model, folded), structure=structure), folded
+
+
+def _of_model(cost: Cost, model: nn.Module, given: Calibration | None) -> float:
+    """Cost of the whole network, in one forward of the first batch where that matters."""
+    if not cost.needs_inputs:
+        return cost.of_model(model, (), {})
+    assert given is not None
+    batch = next(iter(given.batches))
+    return cost.of_model(observer(model), batch.args, batch.kwargs)

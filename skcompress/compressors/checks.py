@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -17,9 +19,12 @@ from sklearn.utils._param_validation import (
 
 from .. import registry
 from ..errors import AllocationKindError, MissingDataError, NoLayerError
-from ..fitting.factorizing import FactorizedSite
-from ..fitting.planning import why_unsupported
-from ..protocols import Allocation, Decomposition
+from ..fitting.choices import why_unsupported
+from ..fitting.offers import WeightOffers
+from ..network.weights import Site
+from ..protocols import Allocation, Cost, Decomposition
+
+T = TypeVar("T")
 
 RANKS: list[Any] = [
     Interval(RealNotInt, 0, 1, closed="right"),
@@ -55,15 +60,35 @@ def check_rank(owner: str, rank: Any) -> None:
         )
 
 
-def uses_data(compressor: Any, data: object) -> bool:
+def computing(method: Callable[..., T]) -> Callable[..., T]:
+    """Run a method without gradients, and as if the caller had set no mode of torch.
+
+    Autocast would compute in half precision, and inference mode would make parameters that nobody
+    can train.
+    """
+
+    @wraps(method)
+    def plainly(*args: Any, **kwargs: Any) -> T:
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):
+            return method(*args, **kwargs)
+
+    return plainly
+
+
+def uses_data(compressor: Any, cost: Cost, data: object) -> bool:
     """Whether data takes part; refuses settings that need it where there is none.
 
     Under the metric of the weights it does not, but for the shapes of its first batch, which a
     budget of FLOPs needs.
     """
     owner = type(compressor).__name__
-    if data is None and compressor.cost == "flops":
-        raise MissingDataError(owner, "cost='flops'")
+    if data is None and cost.needs_inputs:
+        raise MissingDataError(owner, f"cost={compressor.cost!r}")
     used = data is not None and compressor.metric != "weights"
     if not used:
         for setting, value in _NEED_DATA:
@@ -83,13 +108,18 @@ def seeded(plugin: Any, random_state: np.random.RandomState) -> Any:
 
 
 def require_support(
-    owner: str, sites: Sequence[FactorizedSite], decompositions: Mapping[str, Decomposition]
+    owner: str,
+    sites: Sequence[Site],
+    offers: Sequence[WeightOffers],
+    decompositions: Sequence[Decomposition],
 ) -> None:
     """Refuse a model of which no weight can be cut up by any of the decompositions."""
-    if not any(site.candidates for site in sites):
-        raise NoLayerError(
-            owner, [(s.name, s.reason or why_unsupported(s.shape, decompositions)) for s in sites]
-        )
+    if not any(found.offers for found in offers):
+        reasons = [
+            (site.name, found.reason or why_unsupported(site.slot.shape[1:], decompositions))
+            for site, found in zip(sites, offers, strict=True)
+        ]
+        raise NoLayerError(owner, reasons)
 
 
 def rank_allocation(owner: str, given: Any) -> Allocation:

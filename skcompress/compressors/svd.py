@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import StrOptions
@@ -14,6 +15,7 @@ from ..spaces import Options, SearchSpace
 from .base import FactorizingCompressor
 
 
+@dataclass(eq=False, repr=False)
 class SVDCompressor(FactorizingCompressor):
     """Replaces every layer by two thinner ones: truncated SVD, optimal layer by layer.
 
@@ -26,10 +28,7 @@ class SVDCompressor(FactorizingCompressor):
         1 x 1; ``"input"``: 1 x 1 to r, then k x k; ``"spatial"``: k x 1 to r, then 1 x k
         (layers without two kernel axes fall back to "output"); ``"auto"``: per layer the
         one with the least error for the parameters it gets.
-    allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
-fold_norm, measure, calibration_memory, max_positions, layers, exclude, device, random_state, \
-n_jobs, warm_start, verbose
-        As for :class:`LowRankCompressor`, as are the learnt attributes.
+    {settings}
 
     Examples
     --------
@@ -49,6 +48,10 @@ n_jobs, warm_start, verbose
     arXiv 1405.3866; Runkel et al. 2025, arXiv 2505.24469.
     """
 
+    rank: Any = 0.3
+    _: KW_ONLY
+    scheme: str = "auto"
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **FactorizingCompressor._parameter_constraints,
         "scheme": [StrOptions({"auto", "output", "input", "spatial"})],
@@ -57,48 +60,13 @@ n_jobs, warm_start, verbose
         "scheme": Options(("auto", "output", "input", "spatial"))
     }
 
-    def __init__(
-        self,
-        rank: Any = 0.3,
-        *,
-        scheme: str = "auto",
-        allocation: Any = "global",
-        cost: str = "parameters",
-        pivot: bool = False,
-        metric: str = "auto",
-        reconstruction: str = "auto",
-        sensitivity: Any = 0.0,
-        refit_dense: bool = False,
-        recalibrate_norm: Any = "auto",
-        fold_norm: bool = False,
-        measure: bool = True,
-        calibration_memory: float = 2**31,
-        max_positions: int | None = None,
-        layers: Any = None,
-        exclude: Any = (),
-        device: Any = None,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        warm_start: bool = False,
-        verbose: bool | int = False,
-    ):
-        super().__init__(
-            rank, allocation=allocation, cost=cost, pivot=pivot, metric=metric,
-            reconstruction=reconstruction, sensitivity=sensitivity, refit_dense=refit_dense,
-            recalibrate_norm=recalibrate_norm, fold_norm=fold_norm, measure=measure,
-            calibration_memory=calibration_memory, max_positions=max_positions, layers=layers,
-            exclude=exclude, device=device, random_state=random_state, n_jobs=n_jobs,
-            warm_start=warm_start, verbose=verbose,
-        )  # fmt: skip
-        self.scheme = scheme
-
     def _candidates(self) -> Iterable[Decomposition]:
         every = {"input": SVD("input"), "spatial": SpatialSVD()}
         chosen = every.values() if self.scheme == "auto" else [every.get(self.scheme)]
         return [SVD("output"), *(d for d in chosen if d is not None)]
 
     def _competing(
-        self, decompositions: Mapping[str, Decomposition], shape: Sequence[int]
+        self, decompositions: Sequence[Decomposition], shape: Sequence[int]
     ) -> list[Decomposition]:
         able = super()._competing(decompositions, shape)
         named = [d for d in able if d.scheme == self.scheme]

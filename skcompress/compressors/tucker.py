@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from ..decompositions.tucker import Tucker
 from ..protocols import Decomposition
 from .base import FactorizingCompressor
 
 
+@dataclass(eq=False, repr=False)
 class TuckerCompressor(FactorizingCompressor):
     """Tucker-2 on convolutions (1 x 1, k x k between fewer channels, 1 x 1), SVD elsewhere.
 
@@ -17,10 +20,7 @@ class TuckerCompressor(FactorizingCompressor):
     rank : float, int, "auto" or dict, default=0.3
         As for :class:`LowRankCompressor`. In `ranks_` a convolution has a pair (outputs,
         inputs); an int asks for that many of both.
-    allocation, cost, pivot, metric, reconstruction, sensitivity, refit_dense, recalibrate_norm, \
-fold_norm, measure, calibration_memory, max_positions, layers, exclude, device, random_state, \
-n_jobs, warm_start, verbose
-        As for :class:`LowRankCompressor`, as are the learnt attributes.
+    {settings}
 
     Examples
     --------
@@ -35,6 +35,8 @@ n_jobs, warm_start, verbose
     Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low
     power mobile applications", arXiv 1511.06530.
     """
+
+    rank: Any = 0.3
 
     def _candidates(self) -> Iterable[Decomposition]:
         return (Tucker(),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .base import SkcompressError
 
@@ -52,6 +53,23 @@ class BatchTypeError(SkcompressError, TypeError):
             f"batch {number} (counted from 0) of the data of {owner} must be a tensor, an array, "
             f"a tuple or list whose first item is the input, or a dict of keyword inputs; got "
             f"{received}" + (f": {hint}" if hint else "")
+        )
+
+
+class ForwardError(SkcompressError, ValueError):
+    """A model that raised an error of its own on a batch."""
+
+    def __init__(self, done: str, batch: Any, cause: Exception):
+        inputs = [f"{x.dtype} {tuple(x.shape)}" for x in batch.leaves]
+        words = (str(cause).strip().splitlines() or [""])[0].rstrip(".")
+        hint = {
+            "run": "pass batches that the model itself takes",
+            "differentiated": "use settings that need no gradients, as metric='activations' does",
+        }[done]
+        super().__init__(
+            f"the model could not be {done} on batch {batch.number} (counted from 0) of the data "
+            f"of {batch.owner}, with inputs {', '.join(inputs) or 'unknown'}: "
+            f"{type(cause).__name__}: {words}; {hint}"
         )
 
 

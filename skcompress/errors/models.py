@@ -62,8 +62,8 @@ class HugeWeightError(SkcompressError, ValueError):
     def __init__(self, layer: str, largest: float, shape: Sequence[int]):
         super().__init__(
             f"the weight of layer {layer!r} has values up to {largest:.3g} (shape {tuple(shape)}), "
-            "whose squares add up to infinity in float32: scale it down, convert the model "
-            f"with model.double(), or leave it out with exclude=[{layer!r}]"
+            "whose squares add up to infinity in float32: scale it down, convert the model to "
+            f"float64 with model.double(), or leave it out with exclude=[{layer!r}]"
         )
 
 

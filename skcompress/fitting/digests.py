@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
+from itertools import chain
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import HugeWeightError, NonFiniteWeightError
+from ..network.batches import Batches
+from ..network.weights import Site
 
 _PROBE = 4096
 # Sums of products below which squares cannot add up to infinity.
@@ -149,43 +155,84 @@ def _name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def data_digest(data: Any, token: Callable[[object], Hashable]) -> Hashable:
-    """Digest of calibration data.
+class Digests:
+    """Digests of whatever functions are given, for as long as nothing changes in place.
 
-    Tensors, arrays, and lists, tuples and dicts of these, by their values; anything else, such as
-    a DataLoader, by the `token` of the object.
+    token : stands for data that cannot be told apart by contents, such as a DataLoader
+
+    Tensors, arrays, networks, estimators, plain values, and dataclasses, lists, tuples and dicts
+    of these. `Unlike` is raised for anything else.
     """
-    found = hashlib.blake2b(digest_size=16)
-    try:
-        _add(found.update, data)
-    except Unlike:
-        return token(data)
-    return found.digest()
 
+    def __init__(self, token: Callable[[object], Hashable]):
+        self._token = token
+        # By id; what is held, or told apart by a weak reference, keeps its id.
+        self._known: dict[int, tuple[object, bytes]] = {}
 
-def _add(update: Callable[[bytes], None], value: Any) -> None:
-    if isinstance(value, PackedSequence | tuple | list):
-        update(f"{_name(value)}{len(value)}(".encode())
-        for item in value:
-            _add(update, item)
-    elif isinstance(value, Mapping):
-        update(f"{_name(value)}{len(value)}{{".encode())
-        for key, item in value.items():
-            update(f"{_described(key)}:".encode())
-            _add(update, item)
-    elif isinstance(value, Tensor):
-        update(tensor_digest(value))
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        update(f"{value.dtype}{value.shape}".encode())
-        update(hashlib.blake2b(np.ascontiguousarray(value).data).digest())
-    elif isinstance(value, _PLAIN):
-        update(repr(value).encode())
-    else:
+    def remember(self, value: object, digest: bytes) -> None:
+        """Let a value, which some function gave, be known by what the function was given."""
+        number = id(value)
+        try:
+            known: object = weakref.ref(value, lambda _: self._known.pop(number, None))
+        except TypeError:
+            known = value
+        self._known[number] = known, digest
+
+    def __call__(self, *values: Any) -> bytes:
+        """Give one digest of several values."""
+        found = hashlib.blake2b(digest_size=16)
+        for value in values:
+            found.update(self._of(value))
+        return found.digest()
+
+    def _of(self, value: Any) -> bytes:
+        if isinstance(value, _PLAIN):
+            return f"{type(value).__name__} {value!r}".encode()
+        if id(value) in self._known:
+            return self._known[id(value)][1]
+        digest = self._made(value)
+        self.remember(value, digest)
+        return digest
+
+    def _made(self, value: Any) -> bytes:
+        if isinstance(value, Tensor):
+            return tensor_digest(value)
+        if isinstance(value, nn.Module):
+            return network_digest(value)
+        if isinstance(value, Batches):
+            about = [getattr(value, f.name) for f in fields(value) if f.name not in _ASIDE]
+            return self("batches", self._data(value.data), *about)
+        if isinstance(value, Site):
+            return self("site", value.name, value.users, value.slot.read().detach())
+        if isinstance(value, BaseEstimator):
+            return self(settings_digest(value))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            digest = hashlib.blake2b(np.ascontiguousarray(value).data, digest_size=16).digest()
+            return self(str(value.dtype), value.shape, digest)
+        if isinstance(value, tuple | list | PackedSequence):
+            return self(_name(value), len(value), *value)
+        if isinstance(value, Mapping):
+            return self(_name(value), len(value), *chain.from_iterable(value.items()))
+        if is_dataclass(value):
+            return self(_name(value), *(getattr(value, f.name) for f in fields(value)))
+        if isinstance(value, FunctionType):
+            return self(_name(value))
         raise Unlike
 
+    def _data(self, data: object) -> Hashable:
+        """Contents of data, or the token of the object."""
+        try:
+            return self._of(data)
+        except Unlike:
+            return repr(self._token(data))
 
-def settings_digest(estimator: BaseEstimator) -> str | None:
-    """Write an estimator with all its parameters; None where some are no plain values."""
+
+# Of batches: whose they are says nothing of them.
+_ASIDE = ("owner", "data")
+
+
+def settings_digest(estimator: BaseEstimator) -> str:
+    """Write an estimator with all its parameters; `Unlike` where some are no plain values."""
     words = [_name(type(estimator))]
     for name, value in sorted(estimator.get_params(deep=True).items()):
         if isinstance(value, BaseEstimator):
@@ -193,7 +240,7 @@ def settings_digest(estimator: BaseEstimator) -> str | None:
         elif _is_plain(value):
             words.append(f"{name}={value!r}")
         else:
-            return None
+            raise Unlike
     return " ".join(words)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from math import exp, log
 from statistics import fmean
 
-from .factorizing import FactorizedSite
+from .candidates import Findings
 
 # Of the layers' sensitivities; which of them suits a network is found out by comparison.
 POWERS = (0.0, 0.25, 0.5, 1.0)
@@ -15,14 +15,14 @@ TRIED_ON = 1024
 
 
 def importances(
-    sites: Sequence[FactorizedSite], sensitivity: float | str
+    found: Mapping[str, Findings], sensitivity: float | str
 ) -> Iterator[dict[str, float]]:
-    """Yield what to multiply the relative error of each site by, for each power to be tried.
+    """Yield what to multiply the relative error of each weight by, for each power to be tried.
 
-    sensitivity : power of the sites' K-FAC energies, or "auto" for several
+    sensitivity : power of the weights' K-FAC energies, or "auto" for several
     """
     # Rounding leaves less than nothing of inputs that never change.
-    known = {s.name: s.sensitivity for s in sites if s.sensitivity and s.sensitivity > 0}
+    known = {name: f.energy for name, f in found.items() if f.energy and f.energy > 0}
     typical = exp(fmean(map(log, known.values()))) if known else 1.0
     for power in POWERS if isinstance(sensitivity, str) else (sensitivity,):
         yield {name: (value / typical) ** power for name, value in known.items()} if power else {}

@@ -16,10 +16,10 @@ def merge_groups(parts: Sequence[Factors]) -> Factors:
 
     Stage j becomes a grouped convolution with len(parts) times the groups it had.
     """
-    tensors = tuple(torch.cat(same) for same in zip(*(p.tensors for p in parts), strict=True))
-    groups = tuple(len(parts) * g for g in parts[0].groups)
     if len(parts) == 1:
         return parts[0]
+    tensors = tuple(torch.cat(same) for same in zip(*(p.tensors for p in parts), strict=True))
+    groups = tuple(len(parts) * g for g in parts[0].groups)
     terms = [p.sparse for p in parts if p.sparse is not None]
     sparse = _merge_sparse(terms) if terms else None
     if not parts[0].pivots:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..layers import Slot
-from ..layers.inputs import Inputs
 from ..precision import full_precision
-from ..protocols import SecondMoment
+from ..protocols import Inputs, SecondMoment
 from ..protocols.metric import counted
 from ..statistics.lagged import Signals
 from ..statistics.moments import (

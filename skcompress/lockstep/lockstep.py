@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Slot, kind_of
-from ..layers.inputs import Inputs
-from ..network.addends import Addend
-from ..network.batches import Batch, Batches
+from ..network.batches import Batch
 from ..network.observing import forward, observer
-from ..network.order import calls_in_order
+from ..network.structure import Structure
+from ..protocols import Inputs
 from ..statistics.collecting import slot_inputs
 from ..statistics.passes import generator
 from .anchored import Anchored, AnchoredSum, InputsBySlot
-from .walk import Gates, Walk
+from .order import calls_in_order
+from .paused import PausedForward, PausingNetwork
 
 
 class Lockstep:
@@ -29,7 +29,8 @@ class Lockstep:
     model : the original; names : of the layers that the forwards stop before, each of which
     may then be replaced in the successor
     max_positions, seed : as for `stream`
-    addends : of layers that are to make up for what has become of what their outputs are added to
+    structure : of the model. Layers whose outputs are added to something, as at the end of a
+        residual block, make up for what has become of it (He, Zhang & Sun 2017, arXiv 1707.06168)
 
     Iterating gives the names of the layers that the data reaches, in the order of execution; all
     forwards that get there then stand before that layer. Memory: the batches, and what two
@@ -40,27 +41,27 @@ class Lockstep:
         self,
         model: nn.Module,
         names: Iterable[str],
-        data: Batches,
+        data: Iterable[Batch],
+        structure: Structure,
         *,
         max_positions: int | None = None,
         seed: int = 0,
-        addends: Mapping[str, Addend] = MappingProxyType({}),
     ):
         self._max_positions, self._seed = max_positions, seed
         self._pristine = observer(model)
-        self._data = data
+        names = list(names)
         self._batches = list(data)
-        self._calls = calls_in_order(self._pristine, list(names), self._batches, data.owner)
-        self._original = Gates(observer(model), names)
-        self._successor = Gates(observer(model), names)
-        self._addends = {name: addend for name, addend in addends.items() if name in self._calls}
+        self._calls = calls_in_order(self._pristine, names, self._batches, structure.calls)
+        self._original = PausingNetwork(observer(model), names)
+        self._successor = PausingNetwork(observer(model), names)
+        self._addends = {n: addend for n, addend in structure.addends.items() if n in self._calls}
         self._uses = Counter(addend.place for addend in self._addends.values())
         for place in self._uses:
             self._original.keep(place)
             self._successor.keep(place)
         self._pairs = [
-            (Walk(self._original, n, b, data.owner), Walk(self._successor, n, b, data.owner))
-            for n, b in enumerate(self._batches)
+            (PausedForward(self._original, batch), PausedForward(self._successor, batch))
+            for batch in self._batches
         ]
 
     def __len__(self) -> int:
@@ -69,30 +70,32 @@ class Lockstep:
 
     def __iter__(self) -> Iterator[str]:
         order, passed = list(self._calls), set[str]()
-        walks = [walk for pair in self._pairs for walk in pair]
+        forwards = [paused for pair in self._pairs for paused in pair]
         try:
-            self._advance(walks, order, -1, passed)
+            self._advance(forwards, order, -1, passed)
             for place, name in enumerate(order):  # which grows meanwhile
                 passed.add(name)
-                here = [walk for walk in walks if walk.at == name]
+                here = [paused for paused in forwards if paused.at == name]
                 if here:
                     yield name
                     self._advance(here, order, place, passed)
         finally:
-            for walk in walks:
-                walk.leave()
+            for paused in forwards:
+                paused.leave()
 
     @staticmethod
-    def _advance(walks: list[Walk], order: list[str], place: int, passed: set[str]) -> None:
-        """Let walks go on from a place in the order."""
-        for walk in walks:
-            walk.advance()
+    def _advance(
+        forwards: list[PausedForward], order: list[str], place: int, passed: set[str]
+    ) -> None:
+        """Let forwards go on from a place in the order."""
+        for paused in forwards:
+            paused.advance()
             # Layers that this batch meets in another order than the others are done with.
-            while walk.at in passed:
-                walk.advance()
+            while paused.at in passed:
+                paused.advance()
             # Only the successor may send a batch to a layer such as this.
-            if walk.at is not None and walk.at not in order[place + 1 :]:
-                order.insert(place + 1, walk.at)
+            if paused.at is not None and paused.at not in order[place + 1 :]:
+                order.insert(place + 1, paused.at)
 
     def pristine(self, name: str) -> nn.Module:
         """Give a layer as it is in the original, in eval mode, without what watches it."""
@@ -146,12 +149,14 @@ class Lockstep:
         self._let_go(name)
         return {slot: found.result() for slot, found in sums.items() if found.reached}
 
-    def _missing(self, name: str, original: Walk, successor: Walk) -> dict[str, Tensor]:
+    def _missing(
+        self, name: str, original: PausedForward, successor: PausedForward
+    ) -> dict[str, Tensor]:
         """What the outputs of a layer are to give besides, (groups, out, positions) by slot."""
         addend = self._addends.get(name)
         if addend is None:
             return {}
-        before, now = (walk.kept.get(addend.place) for walk in (original, successor))
+        before, now = (paused.kept.get(addend.place) for paused in (original, successor))
         if before is None or now is None or before.shape != now.shape:
             return {}
         module = self.pristine(name)
@@ -170,8 +175,8 @@ class Lockstep:
             return
         self._uses[addend.place] -= 1
         if not self._uses[addend.place]:
-            for walk in chain.from_iterable(self._pairs):
-                walk.kept.pop(addend.place, None)
+            for paused in chain.from_iterable(self._pairs):
+                paused.kept.pop(addend.place, None)
 
     def _standing(
         self, name: str, slots: Mapping[str, Slot]
@@ -179,7 +184,8 @@ class Lockstep:
         module = self.pristine(name)
         for batch, pair in zip(self._batches, self._pairs, strict=True):
             before, after = (
-                [_inputs(module, *walk.call, slots)] if walk.at == name else [] for walk in pair
+                [_inputs(module, *paused.call, slots)] if paused.at == name else []
+                for paused in pair
             )
             yield batch, before, after
 
@@ -192,11 +198,10 @@ class Lockstep:
         still to be fitted: it is the original there, for the network fitted so far.
         """
         networks = self._original.model, self._successor.model
-        n_calls, owner = self._calls[name], self._data.owner
-        for number, batch in enumerate(self._batches):
+        n_calls = self._calls[name]
+        for batch in self._batches:
             before, after = (
-                _all_calls(network, name, n_calls, slots, number, batch, owner)
-                for network in networks
+                _all_calls(network, name, n_calls, slots, batch) for network in networks
             )
             yield batch, before, after
 
@@ -229,9 +234,7 @@ def _all_calls(
     name: str,
     n_calls: int,
     slots: Mapping[str, Slot],
-    number: int,
     batch: Batch,
-    owner: str,
 ) -> list[InputsBySlot]:
     """Inputs of a layer in each of its calls in one forward, which goes no further."""
     calls: list[InputsBySlot] = []
@@ -243,7 +246,7 @@ def _all_calls(
 
     hook = model.get_submodule(name).register_forward_hook(watch, with_kwargs=True)
     try:
-        forward(model, number, batch, owner)
+        forward(model, batch)
     except _Reached:
         pass
     finally:

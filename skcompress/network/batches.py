@@ -22,6 +22,7 @@ from ..errors import (
     NonFiniteDataError,
     OneShotDataError,
 )
+from ..randomness import guarded
 
 _INPUTS = (Tensor, np.ndarray, PackedSequence)
 
@@ -34,6 +35,7 @@ class Batch:
     labels : (batch,) int64, the class of each input, where the data says it: integers as the
         second item of a tuple, or a dict's "labels"
     weights : float32 (batch,), how much each sample counts in moments; None for alike
+    number, owner : which batch, counted from 0, and of whose data: for error messages
     """
 
     args: tuple[Any, ...]
@@ -41,6 +43,13 @@ class Batch:
     mask: Tensor | None = None
     labels: Tensor | None = None
     weights: Tensor | None = None
+    number: int = 0
+    owner: str = "the caller"
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Every tensor among the arguments."""
+        return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         number, n_before = -1, 0
-        for number, raw in enumerate(self._raw()):
-            batch = self._batch(number, raw)
+        for number, raw in enumerate(guarded(self._raw(), self.device)):
+            batch = replace(self._batch(number, raw), number=number, owner=self.owner)
             if self.weigh is not None:
                 batch = replace(batch, weights=self.weigh(batch, n_before))
                 n_before += n_samples(batch)
@@ -136,6 +145,7 @@ class Batches:
         if not isinstance(value, Tensor | np.ndarray):
             return value
         x = value.detach() if isinstance(value, Tensor) else self._from_numpy(number, name, value)
+        x = x.clone() if x.is_inference() else x
         if x.is_floating_point() and not x.is_nested:
             n_bad = int(x.numel() - x.isfinite().sum())
             if n_bad:
@@ -173,9 +183,7 @@ def batches(owner: str, data: Any, model: nn.Module, *, batch_size: int = 64) ->
 
 def n_samples(batch: Batch) -> int:
     """How many samples a batch has: the length of its inputs along their first axis."""
-    first = next(
-        (x for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)), None
-    )
+    first = next(iter(batch.leaves), None)
     return 1 if first is None or first.dim() == 0 else len(first)
 
 
@@ -199,6 +207,13 @@ def _check(owner: str, data: Any) -> None:
         raise EmptyDataError(owner, data)
     if isinstance(data, list | tuple) and not data:
         raise EmptyDataError(owner, data)
+    if isinstance(data, tuple) and all(isinstance(item, Tensor | np.ndarray) for item in data):
+        hint = (
+            "is it one batch (inputs, labels), data=[batch], batches of inputs, "
+            "data=list(batches), or inputs and labels to be cut into batches, "
+            "data=DataLoader(TensorDataset(inputs, labels), batch_size=64)?"
+        )
+        raise DataTypeError(owner, data, hint)
 
 
 def _accepted(model: nn.Module) -> tuple[str, ...] | None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ..layers.reparametrized import copied
-from .batches import Batches, device_of
-from .observing import forward, observer, put, same_randomness
-from .readers import Readers, tensors_in
+from .observing import put
 
 
 @dataclass(frozen=True)
@@ -31,55 +28,12 @@ class Normalization:
     scale: Tensor
 
 
-def following(model: nn.Module, names: Iterable[str], data: Batches) -> dict[str, Normalization]:
-    """Find, for each named layer, the batch normalisation that reads its output and nobody else.
-
-    Observed on the first batch. Both have to be called once, with statistics of their own to
-    normalise by.
-    """
-    observed = observer(model)
-    norms = [(n, m) for n, m in observed.named_modules() if isinstance(m, _BatchNorm) and fixed(m)]
-    if not norms:
-        return {}
-    readers = Readers()
-    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-    inputs: dict[str, list[Tensor]] = {name: [] for name, _ in norms}
-
-    def note_output(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[name].append(output)
-                readers.watch(output)
-
-        return hook
-
-    def note_input(name: str) -> Any:
-        return lambda module, args: inputs[name].extend(args[:1])
-
-    for name in outputs:
-        observed.get_submodule(name).register_forward_hook(note_output(name))
-    for name, norm in norms:
-        norm.register_forward_pre_hook(note_input(name))
-    with same_randomness(device_of(observed)), torch.no_grad(), readers:
-        result = forward(observed, 0, next(iter(data)), data.owner)
-    readers.counts.update(map(id, tensors_in(result)))  # what is given back is read by the caller
-    reader = {id(x[0]): name for name, x in inputs.items() if len(x) == 1}
-    found = {}
-    for name, given in outputs.items():
-        norm_name = reader.get(id(given[0])) if len(given) == 1 else None
-        if norm_name is not None and readers.counts[id(given[0])] == 1:
-            module = observed.get_submodule(norm_name)
-            if _by_output(observed.get_submodule(name), given[0], module):
-                found[name] = Normalization(norm_name, scale(module))
-    return found
-
-
 def fixed(norm: Any) -> bool:
     """Whether it normalises by statistics of its own, not by those of the batch."""
     return norm.running_mean is not None and norm.running_var is not None
 
 
-def _by_output(layer: nn.Module, output: Tensor, norm: Any) -> bool:
+def reads_outputs(layer: nn.Module, output: Tensor, norm: Any) -> bool:
     """Whether the axis that is normalised is that of the layer's outputs."""
     if isinstance(layer, _ConvNd):
         features: Any = layer.out_channels
@@ -94,6 +48,21 @@ def scale(norm: Any) -> Tensor:
     """What a batch normalisation in eval mode multiplies each channel by, float64 (channels,)."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     return scale if norm.weight is None else scale * norm.weight.detach().double()
+
+
+def foldable_norms(model: nn.Module, norms: Mapping[str, Normalization]) -> dict[str, str]:
+    """Name the normalisations that can be multiplied into the layers before them, by these.
+
+    norms : that follow layers, as `look` gives them
+    """
+    layers = {name: model.get_submodule(name) for name in norms}
+    users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    return {
+        name: norms[name].name
+        for name, layer in layers.items()
+        # Where another layer has the same weight, there would be two of it.
+        if foldable(layer) and users[id(layer.weight)] == 1
+    }
 
 
 def fold(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:

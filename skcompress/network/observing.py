@@ -1,21 +1,21 @@
-"""A copy to observe in place of the user's model, its forwards, and untouched randomness."""
+"""The one loop that runs networks over data, and the copies that it runs."""
 
 from __future__ import annotations
 
-import random
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from tqdm.auto import tqdm
 
+from ..errors import ForwardError, SkcompressError
 from ..layers.reparametrized import copied
-from .batches import Batch
+from ..randomness import same_randomness
+from .batches import Batch, device_of
 
 
 def observer(model: nn.Module) -> nn.Module:
@@ -29,6 +29,8 @@ def observer(model: nn.Module) -> nn.Module:
     rescaled = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
     written = {id(p) for m in rescaled for p in m.parameters(recurse=False)}
     written |= {id(p) for p in model.parameters() if isinstance(p, UninitializedParameter)}
+    # Made in inference mode: no gradient can go through them.
+    written |= {id(p) for p in model.parameters() if p.is_inference()}
     result = copied(model, {id(p): p for p in model.parameters() if id(p) not in written})
     for module in result.modules():
         if "dynamo_ctx" in vars(module):
@@ -58,103 +60,81 @@ def put(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
                 setattr(parent, name, replacement)
 
 
-def _remembered(device: torch.device) -> Callable[[], None]:
-    """Give what brings the global random states back to what they are now."""
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore() -> None:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        if of_device is not None:
-            torch.cuda.set_rng_state(of_device, device)
-
-    return restore
+def forward(network: nn.Module, batch: Batch, done: str = "run") -> Any:
+    """Give what a network gives for one batch; an error of its own says for which."""
+    with noting(done, batch):
+        return network(*batch.args, **batch.kwargs)
 
 
 @contextmanager
-def restored_randomness(device: torch.device) -> Iterator[None]:
-    """Restore the global random states afterwards: of torch, numpy and Python.
-
-    For a caller around whom no other thread does the same, whatever threads it starts itself.
-    """
-    restore = _remembered(device)
+def noting(done: str, batch: Batch) -> Iterator[None]:
+    """Turn what a model raises into an error that says what was done, and on which batch."""
     try:
         yield
-    finally:
-        restore()
-
-
-# The states are those of the whole process: of two threads at a time, one would put back what the
-# other has drawn.
-_alone = threading.RLock()
-
-
-class Turn:
-    """A thread's turn with the global random states, which others wait for."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._restore = _remembered(device)
-
-    def end(self) -> None:
-        """Put back the states as they were found."""
-        self._restore()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let other threads have theirs meanwhile, then go on with the numbers that come next.
-
-        Not where the turn is inside another one of the same thread.
-        """
-        resume = _remembered(self._device)
-        self._restore()
-        _alone.release()
-        try:
-            yield
-        finally:
-            _alone.acquire()
-            self._restore = _remembered(self._device)
-            resume()
-
-
-@contextmanager
-def same_randomness(device: torch.device) -> Iterator[Turn]:
-    """Find the global random states afterwards as they were, whatever other threads draw.
-
-    Even a DataLoader that does not shuffle draws from torch's, and what shuffles or
-    augments gives the same batches each time that this starts from the same state. One thread
-    at a time: others wait, so that none is to be waited for inside, unless in `Turn.paused`.
-    """
-    with _alone:
-        turn = Turn(device)
-        try:
-            yield turn
-        finally:
-            turn.end()
-
-
-def forward(copy: nn.Module, number: int, batch: Batch, owner: str) -> Any:
-    """Give what a model gives for one batch; an error of its own gets a note that says which."""
-    with noting("run", number, batch, owner):
-        return copy(*batch.args, **batch.kwargs)
-
-
-@contextmanager
-def noting(done: str, number: int, batch: Batch, owner: str) -> Iterator[None]:
-    """Add to an error what was done with the model, and on which batch."""
-    try:
-        yield
-    except Exception as error:
-        shapes = [f"{tuple(x.shape)}" for x in batch.args if hasattr(x, "shape")]
-        shapes += [f"{k} {tuple(v.shape)}" for k, v in batch.kwargs.items() if hasattr(v, "shape")]
-        note = (
-            f"while the model was {done} on batch {number} (counted from 0) of the data of "
-            f"{owner}, with inputs of shape {', '.join(shapes) or 'unknown'}"
-        )
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        elif error.args and isinstance(error.args[0], str):  # before Python 3.11
-            error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+    except (SkcompressError, MemoryError, torch.OutOfMemoryError):
         raise
+    except Exception as cause:
+        raise ForwardError(done, batch, cause) from cause
+
+
+class Reducer:
+    """Accumulates something while networks run over data: what `observe` takes.
+
+    Each method does nothing, unless it is rewritten.
+    """
+
+    def attach(self, *networks: nn.Module) -> None:
+        """Register hooks on the networks that are about to run."""
+
+    def before(self, batch: Batch) -> None:
+        """Take note of the batch that the networks run on next."""
+
+    def after(self, batch: Batch, *outputs: Any) -> None:
+        """Take what the networks have given for the batch."""
+
+
+def observe(
+    networks: nn.Module | Sequence[nn.Module],
+    data: Iterable[Batch],
+    *reducers: Reducer,
+    title: str = "observe",
+    verbose: bool | int = False,
+    gradients: bool = False,
+) -> None:
+    """Run networks over data once, batch by batch side by side, with reducers looking on.
+
+    networks : one or several, which stay as they are: copies of them run in eval mode, around
+        the very same parameters
+    data : as `batches` gives it, or some of its batches
+    gradients : whether reducers differentiate; else nothing is recorded for that
+
+    The one place where copies, randomness, modes and the progress bar are dealt with.
+    """
+    models = [networks] if isinstance(networks, nn.Module) else list(networks)
+    mode, done = (differentiable, "differentiated") if gradients else (torch.no_grad, "run")
+    with mode(), same_randomness(device_of(models[0])):
+        copies = [observer(model) for model in models]
+        for reducer in reducers:
+            reducer.attach(*copies)
+        bar = tqdm(data, desc=title, unit="batch", total=length(data), disable=not verbose)
+        for batch in bar:
+            for reducer in reducers:
+                reducer.before(batch)
+            outputs = [forward(network, batch, done) for network in copies]
+            for reducer in reducers:
+                reducer.after(batch, *outputs)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Allow gradients, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def length(data: Iterable[Batch]) -> int | None:
+    """Give the number of batches, where it is known."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None

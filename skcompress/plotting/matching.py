@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelMismatchError, NonFiniteWeightError
-from ..fitting.factorizing import working_weight
+from ..fitting.candidates import working_weight
 from ..network.weights import (
     Patterns,
     Selection,

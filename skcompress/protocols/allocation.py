@@ -19,9 +19,9 @@ from .decomposition import Curve
 class Layer:
     """One weight as an allocation sees it.
 
-    Costs are stored numbers, or FLOPs where the budget is one of FLOPs.
+    Costs are stored numbers, or whatever else the budget is one of.
 
-    dense : int
+    dense : float
         Cost when it is left as it is, at no error.
     curves : tuple of Curve
         One for each way of cutting it up; they compete.
@@ -30,7 +30,7 @@ class Layer:
     """
 
     name: str
-    dense: int
+    dense: float
     curves: tuple[Curve, ...]
     importance: float = 1.0
 
@@ -49,7 +49,7 @@ class Allocation(BaseEstimator, ABC):
     search_space: ClassVar[SearchSpace] = {}
 
     @abstractmethod
-    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: int) -> list[Choice | None]:
+    def allocate(self, layers: Sequence[Layer], rank: float, n_fixed: float) -> list[Choice | None]:
         """Choose for every layer one option, or None to leave it dense.
 
         rank : the user's number in (0, 1]; what it is a fraction of is the allocation's
@@ -70,7 +70,7 @@ class Prunable:
     scores : gives the criterion's importances, of this shape; the same ones at every call
     weight : gives the values, of this shape
     distortion : gives, for numbers of values kept, what the outputs of the network lose when the
-        others become zero, to second order; None unless asked for by `needs` with data
+        others become zero; None unless asked for by `needs` with data
     """
 
     name: str
@@ -89,10 +89,14 @@ class Prunable:
 class SparsityAllocation(BaseEstimator, ABC):
     """Divides a number of values that stay over the weights of a model.
 
-    needs : ("distortion",) where it uses that, which takes data
+    needs : ("distortion",) where it uses that, predicted to second order from one pass over the
+        data; ("measured_distortion",) where it is to be measured by runs of the network
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of `Prunable` data has to say."""
+        return ()
 
     @abstractmethod
     def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +76,7 @@ class Stage:
     @property
     def size(self) -> int:
         """How many numbers the stage stores."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)

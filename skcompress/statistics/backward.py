@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from .moments import piece_size
 from .outputs import Form
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Allow gradients, whatever the caller has switched off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def prepared(copy: nn.Module) -> nn.Module:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import NonFiniteInputError
 from ..layers import kind_of
-from ..layers.inputs import Inputs, Lookups, arguments
-from ..network.batches import Batch, Batches, device_of
-from ..network.observing import forward, observer, same_randomness
+from ..layers.inputs import arguments
+from ..network.batches import Batch, Batches
+from ..network.observing import Reducer, observe
 from ..network.weights import Site
+from ..protocols import Inputs, Lookups
 from .moments import Statistics, StatisticsSum
 from .passes import GIB, by_module, check_settings, generator, passes
 
@@ -52,14 +52,12 @@ def stream(
     or with both in one.
     """
     check_settings(sites, memory, max_positions)
-    copy = observer(model)
-    for part, bar in passes("calibrate", sites, data, memory, _size, verbose):
+    for part, title in passes("calibrate", sites, memory, _size):
         sums = {
             site.name: StatisticsSum(site.slot, max_positions, generator(seed, site.name))
             for site in part
         }
-        with bar:
-            _run(copy, part, sums, data, bar)
+        observe(model, data, _InputMoments(part, sums), title=title, verbose=verbose)
         while part:
             site = part.pop(0)
             found = sums.pop(site.name)
@@ -74,48 +72,31 @@ def _size(site: Site) -> int:
     return groups * prod(rest) ** 2 if multiplied else rows
 
 
-class _Observation:
-    """One pass: hooks that know the batch under way."""
+class _InputMoments(Reducer):
+    """Sums of what weights are applied to, by the name of the site."""
 
-    def __init__(self, sums: dict[str, StatisticsSum]):
-        self.batch: Batch | None = None
-        self._sums = sums
+    def __init__(self, sites: Sequence[Site], sums: dict[str, StatisticsSum]):
+        self._sites, self._sums = sites, sums
+        self._batch: Batch | None = None
 
-    def hook(self, site_of: dict[str, str]) -> Callable[..., None]:
-        """Make a forward hook; `site_of` gives the site of each slot of the module."""
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        # Where there are hooks inside, nn.TransformerEncoderLayer does without its fused
+        # kernel, which would never call the layers.
+        for name, site_of in by_module(self._sites).items():
+            hook = self._hook(site_of)
+            network.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
+    def before(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def _hook(self, site_of: dict[str, str]) -> Callable[..., None]:
         # After the forward, so that what a layer refuses gets the layer's own words.
         def watch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            assert self.batch is not None
+            assert self._batch is not None
             for slot, inputs in slot_inputs(module, args, kwargs, site_of.keys()):
-                self._sums[site_of[slot]].add(inputs, self.batch.mask, self.batch.weights)
+                self._sums[site_of[slot]].add(inputs, self._batch.mask, self._batch.weights)
 
         return watch
-
-
-def _run(
-    copy: nn.Module,
-    sites: Sequence[Site],
-    sums: dict[str, StatisticsSum],
-    data: Batches,
-    bar: Any,
-) -> None:
-    observation = _Observation(sums)
-    # Where there are hooks inside, nn.TransformerEncoderLayer does without its fused
-    # kernel, which would never call the layers.
-    hooks = [
-        copy.get_submodule(name).register_forward_hook(observation.hook(site_of), with_kwargs=True)
-        for name, site_of in by_module(sites).items()
-    ]
-    try:
-        with same_randomness(device_of(copy)), torch.no_grad():
-            for number, batch in enumerate(data):
-                observation.batch = batch
-                forward(copy, number, batch, data.owner)
-                bar.update()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def slot_inputs(

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationValueError, NonFiniteGradientError
 from ..layers import LayerKind, kind_of
-from ..network.batches import Batches, device_of
-from ..network.observing import forward, noting, observer, same_randomness
+from ..network.batches import Batch, Batches, device_of
+from ..network.observing import Reducer, noting, observe
 from ..network.weights import Site
 from ..protocols import SecondMoment
-from .backward import differentiable, prepared, score
+from .backward import prepared, score
 from .moments import MomentSum
 from .outputs import Form, checked_rows, form_of
 from .passes import GIB, by_module, check_settings, generator, passes
@@ -100,16 +100,15 @@ def output_moments(
         groups, out, *_ = site.slot.shape
         return groups * (out**2 if whole(site) else out)
 
-    with differentiable():
-        copy = prepared(observer(model))
-        visible = [site for site in sites if _visible(copy, site)]
-    for part, bar in passes("gradients", visible, data, memory, size, verbose):
+    visible = [site for site in sites if _visible(site)]
+    for part, title in passes("gradients", visible, memory, size):
         sums = {
             site.name: _GradientSum(site, whole(site), max_positions, generator(seed, site.name))
             for site in part
         }
-        with bar, differentiable(), same_randomness(device_of(copy)):
-            n_labels = _run(copy, part, sums, data, likelihood, draw, generator(seed, _LABELS), bar)
+        reducer = _OutputMoments(part, sums, likelihood, draw, generator(seed, _LABELS))
+        observe(model, data, reducer, title=title, verbose=verbose, gradients=True)
+        n_labels = max(1, reducer.n_labels)
         while part:
             name = part.pop(0).name
             found = sums.pop(name).moments
@@ -179,60 +178,60 @@ class _GradientSum:
         return None if self._sum is None or not self._sum.count.any() else self._sum.gram
 
 
-def _visible(copy: nn.Module, site: Site) -> bool:
+def _visible(site: Site) -> bool:
     """Whether the kind of some layer that uses the weight says what its outputs are."""
-    kinds = [kind_of(copy.get_submodule(name)) for name, _ in site.users]
+    kinds = map(kind_of, site.modules)
     return any(type(kind).outputs is not LayerKind.outputs for kind in kinds if kind)
 
 
-def _run(
-    copy: nn.Module,
-    sites: Sequence[Site],
-    sums: dict[str, _GradientSum],
-    data: Batches,
-    likelihood: str,
-    draw: str,
-    draws: torch.Generator,
-    bar: Any,
-) -> int:
-    """Go through the data once; give the number of labels."""
-    anchor = torch.zeros((), device=device_of(copy), requires_grad=True)
-    mask: Tensor | None = None
+class _OutputMoments(Reducer):
+    """Draws gradients at the outputs of a network, and sums up what comes back to its layers."""
 
-    def hook(site_of: dict[str, str]) -> Callable[..., Tensor]:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        sums: dict[str, _GradientSum],
+        likelihood: str,
+        draw: str,
+        draws: torch.Generator,
+    ):
+        self.n_labels = 0
+        self._sites, self._sums = sites, sums
+        self._likelihood, self._draw, self._draws = likelihood, draw, draws
+        self._anchor = torch.zeros(())
+        self._batch: Batch | None = None
+        self._form: Form | None = None
+
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        prepared(network)
+        self._anchor = torch.zeros((), device=device_of(network), requires_grad=True)
+        # First of all hooks: others may change what the layer gives.
+        for name, site_of in by_module(self._sites).items():
+            network.get_submodule(name).register_forward_hook(self._hook(site_of), prepend=True)
+
+    def before(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
+        with noting("differentiated", batch):
+            self._form = self._form or form_of(output, batch, self._likelihood)
+            rows = checked_rows(self._form, output, batch)
+            drawn = score(rows.detach(), self._form, self._draw, self._draws)
+            self.n_labels += len(rows)
+            if rows.requires_grad:
+                torch.autograd.grad(rows, self._anchor, drawn, allow_unused=True)
+
+    def _hook(self, site_of: dict[str, str]) -> Callable[..., Tensor]:
         def watch(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             kind = kind_of(module)
             assert kind is not None
 
             def add(gradient: Tensor) -> None:
+                assert self._batch is not None
                 for slot, columns in kind.outputs(module, gradient).items():
                     if slot in site_of:
-                        sums[site_of[slot]].add(columns, mask)
+                        self._sums[site_of[slot]].add(columns, self._batch.mask)
 
-            return _Tap.apply(output, anchor, add)  # type: ignore[no-any-return]
+            return _Tap.apply(output, self._anchor, add)  # type: ignore[no-any-return]
 
         return watch
-
-    # First of all hooks: others may change what the layer gives.
-    hooks = [
-        copy.get_submodule(name).register_forward_hook(hook(site_of), prepend=True)
-        for name, site_of in by_module(sites).items()
-    ]
-    form: Form | None = None
-    n_labels = 0
-    try:
-        for number, batch in enumerate(data):
-            mask = batch.mask
-            with noting("differentiated", number, batch, data.owner):
-                result = forward(copy, number, batch, data.owner)
-                form = form or form_of(result, batch, likelihood)
-                rows = checked_rows(form, result, batch, number, data.owner)
-                drawn = score(rows.detach(), form, draw, draws)
-                n_labels += len(rows)
-                if rows.requires_grad:
-                    torch.autograd.grad(rows, anchor, drawn, allow_unused=True)
-            bar.update()
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return max(1, n_labels)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layers.inputs import Inputs, Patches
+from ..protocols import Inputs, Patches
 
 # Taps from which on it pays.
 _TAPS = 8

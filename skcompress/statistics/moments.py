@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ..layers import Slot
-from ..layers.inputs import Inputs, Lookups, Patches
 from ..precision import full_precision
-from ..protocols import Dense, SecondMoment, Spanned
+from ..protocols import Dense, Inputs, Lookups, Patches, SecondMoment, Spanned
 from .lagged import Signals
 
 # Numbers in one piece of patches: small enough for the cache of a CPU to help.

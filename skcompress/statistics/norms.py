@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..network.batches import Batches, device_of
+from ..network.batches import Batch
 from ..network.normalization import fixed
-from ..network.observing import forward, observer, same_randomness
+from ..network.observing import Reducer, observe
 
 
 def own_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -18,20 +19,26 @@ def own_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and fixed(m)}
 
 
-def estimated(model: nn.Module, data: Batches) -> dict[str, tuple[Tensor, Tensor]]:
+def estimated(model: nn.Module, data: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance of what each batch normalisation is given on the data, by its name.
 
     Float64. Each normalises by the statistics of the batch meanwhile, as in training: what comes
     after it sees inputs as it will see them. Those that no batch reaches are left out.
     """
-    observed = observer(model)
-    norms = own_statistics(observed)
-    found = {name: _Spread(norm) for name, norm in norms.items()}
-    if norms:
-        with same_randomness(device_of(observed)), torch.no_grad():
-            for number, batch in enumerate(data):
-                forward(observed, number, batch, data.owner)
-    return {name: spread.result() for name, spread in found.items() if spread.count}
+    spreads = _Spreads()
+    if own_statistics(model):
+        observe(model, data, spreads, title="recalibrate")
+    return {name: spread.result() for name, spread in spreads.found.items() if spread.count}
+
+
+class _Spreads(Reducer):
+    """Spreads of what all batch normalisations are given, by their names."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, _Spread] = {}
+
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        self.found = {name: _Spread(norm) for name, norm in own_statistics(network).items()}
 
 
 class _Spread:

@@ -118,11 +118,11 @@ def form_of(result: Any, batch: Batch, likelihood: str = "auto") -> Form:
     return Form(axis, _are_probabilities(output.detach().movedim(axis, -1)))
 
 
-def checked_rows(form: Form, result: Any, batch: Batch, number: int, owner: str) -> Tensor:
+def checked_rows(form: Form, result: Any, batch: Batch) -> Tensor:
     """Give the rows of a model whose outputs have to mean something."""
     rows = form.rows(result, batch.mask)
     if not form.finite(rows.detach()):
-        raise NonFiniteOutputError(owner, number)
+        raise NonFiniteOutputError(batch.owner, batch.number)
     return rows
 
 

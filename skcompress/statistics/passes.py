@@ -5,13 +5,10 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..errors import CalibrationValueError, MetaWeightError
-from ..network.batches import Batches
 from ..network.weights import Site
 
 GIB = 1 << 30
@@ -29,22 +26,16 @@ def check_settings(sites: Sequence[Site], memory: float, max_positions: int | No
 
 
 def passes(
-    title: str,
-    sites: Sequence[Site],
-    data: Batches,
-    memory: float,
-    size: Callable[[Site], int],
-    verbose: bool | int,
-) -> Iterator[tuple[list[Site], Any]]:
-    """Yield the sites of each pass, in order, and a progress bar over the batches.
+    title: str, sites: Sequence[Site], memory: float, size: Callable[[Site], int]
+) -> Iterator[tuple[list[Site], str]]:
+    """Yield the sites of each pass, in order, and what it is called.
 
     memory : bytes for the sums of one pass, which has one site at least
     size : how many numbers, in float64, the sums of a site have
     """
     parts = list(_parts(sites, memory, size))
     for number, part in enumerate(parts):
-        which = "" if len(parts) == 1 else f", pass {number + 1}/{len(parts)}"
-        yield part, tqdm(desc=title + which, unit="batch", total=length(data), disable=not verbose)
+        yield part, title if len(parts) == 1 else f"{title}, pass {number + 1}/{len(parts)}"
 
 
 def _parts(
@@ -61,14 +52,6 @@ def _parts(
         held += n_bytes
     if part:
         yield part
-
-
-def length(data: Batches) -> int | None:
-    """Give the number of batches, where it is known."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
 
 
 def generator(seed: int, name: str) -> torch.Generator:

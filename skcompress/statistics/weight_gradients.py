@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import MetaWeightError, NonFiniteGradientError
 from ..layers import kind_of
 from ..layers.reparametrized import copied, make_plain
 from ..layers.writing import slot_of
-from ..network.batches import Batch, Batches, device_of
-from ..network.observing import forward, noting, same_randomness
+from ..network.batches import Batch, Batches
+from ..network.observing import Reducer, differentiable, noting, observe
 from ..network.weights import Site
-from .backward import differentiable, prepared, score
+from .backward import prepared, score
 from .outputs import Form, checked_rows, form_of
-from .passes import generator, length
+from .passes import generator
 from .relevance import RULES, set_rule
 
 # How often outputs are drawn for one batch. Of the sum of a batch's gradients the square is on
@@ -43,24 +42,26 @@ def weight_gradients(
         probable, or half the squared norm of outputs that are no classes; "fisher", E[(dl/dw)^2]
         for outputs drawn from the network's own distribution; "relevance" and
         "positive_relevance", E[R], of the output for the most probable class, by the rules
-        "epsilon" and "positive" of `calibration.relevance`
+        "epsilon" and "positive" of `statistics.relevance`
 
     Means are over inputs, or positions of sequences, as `Batch.weights` has them count. The model
     runs in eval mode, as a copy with parameters of its own: memory of the model and of its
     gradients. Weights that no batch reaches are missing.
     """
-    with differentiable(), same_randomness(device_of(model)):
-        copied = prepared(_plain_copy(model, sites))
-        slots = {site.name: _slot(copied, site) for site in sites}
-        for parameter in copied.parameters():
+    with differentiable():
+        own = _plain_copy(model, sites)
+        slots = {site.name: _slot(own, site) for site in sites}
+        for parameter in own.parameters():
             parameter.requires_grad_(False)
         stored = {id(p): p for slot in slots.values() for p in slot.parameters}
         for parameter in stored.values():
             parameter.requires_grad_()
         if what in _RULE:
             for name in {user for site in sites for user, _ in site.users}:
-                set_rule(copied.get_submodule(name), _RULE[what])
-        sums, n = _sums(copied, list(stored.values()), data, what, seed, verbose)
+                set_rule(own.get_submodule(name), _RULE[what])
+    reducer = _Gradients(list(stored.values()), what, generator(seed, _LABELS))
+    observe(own, data, reducer, title=what, verbose=verbose, gradients=True)
+    sums, n = reducer.sums, reducer.n or 1.0
     with torch.no_grad():
         # Slots are views of what stores them: with the sums in its place they show those.
         for key, parameter in stored.items():
@@ -100,42 +101,43 @@ def _slot(model: nn.Module, site: Site) -> Any:
     return slot_of(kind, module, slot_name)
 
 
-def _sums(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    data: Batches,
-    what: str,
-    seed: int,
-    verbose: bool | int,
-) -> tuple[dict[int, Tensor | None], float]:
-    """Sums over the data by the id of the parameter, and what they are to be divided by."""
-    sums: dict[int, Tensor | None] = {id(p): None for p in parameters}
-    draws = generator(seed, _LABELS)
-    form: Form | None = None
-    n = 0.0
-    bar = tqdm(data, desc=what, unit="batch", total=length(data), disable=not verbose)
-    for number, batch in enumerate(bar):
-        with noting("differentiated", number, batch, data.owner):
-            result = forward(model, number, batch, data.owner)
-            form = form or form_of(result, batch)
-            rows = checked_rows(form, result, batch, number, data.owner)
+class _Gradients(Reducer):
+    """Sums of gradients with respect to parameters, by the id of the parameter.
+
+    n : what they are to be divided by
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], what: str, draws: torch.Generator):
+        self.sums: dict[int, Tensor | None] = {id(p): None for p in parameters}
+        self.n = 0.0
+        self._parameters, self._what, self._draws = parameters, what, draws
+        self._form: Form | None = None
+
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        prepared(network)
+
+    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
+        with noting("differentiated", batch):
+            self._form = self._form or form_of(output, batch)
+            rows = checked_rows(self._form, output, batch)
             counts = _row_weights(rows.detach(), batch)
-            n_draws = DRAWS if what == "fisher" else 1
+            squared = self._what == "fisher"
+            n_draws = DRAWS if squared else 1
             for draw in range(n_draws):
-                start = _START[what](rows.detach(), form, draws)
-                start = start * (counts.sqrt() if what == "fisher" else counts)[:, None]
+                start = _START[self._what](rows.detach(), self._form, self._draws)
+                start = start * (counts.sqrt() if squared else counts)[:, None]
                 found = torch.autograd.grad(
-                    rows, parameters, start.to(rows.dtype), allow_unused=True,
+                    rows, self._parameters, start.to(rows.dtype), allow_unused=True,
                     retain_graph=draw + 1 < n_draws,
                 )  # fmt: skip
-                for parameter, gradient in zip(parameters, found, strict=True):
-                    if gradient is None:
-                        continue
-                    term = gradient.square() / n_draws if what == "fisher" else gradient
-                    known = sums[id(parameter)]
-                    sums[id(parameter)] = term.clone() if known is None else known.add_(term)
-            n += float(counts.sum())
-    return sums, n or 1.0
+                for parameter, gradient in zip(self._parameters, found, strict=True):
+                    if gradient is not None:
+                        self._add(parameter, gradient.square() / n_draws if squared else gradient)
+            self.n += float(counts.sum())
+
+    def _add(self, parameter: nn.Parameter, term: Tensor) -> None:
+        known = self.sums[id(parameter)]
+        self.sums[id(parameter)] = term.clone() if known is None else known.add_(term)
 
 
 def _row_weights(rows: Tensor, batch: Batch) -> Tensor:

@@ -12,18 +12,26 @@ AssertionError that names the law, the plugin and the case.
 from .allocations import check_allocation
 from .cases import awkward_weights, small_models
 from .compressors import check_compressor
+from .costs import check_cost
 from .criteria import check_criterion
 from .decompositions import check_decomposition
+from .layers import check_layer_kind
+from .objectives import check_objective
 from .regularizers import check_regularizer
+from .storages import check_storage
 from .untouched import check_untouched, snapshot
 
 __all__ = [
     "awkward_weights",
     "check_allocation",
     "check_compressor",
+    "check_cost",
     "check_criterion",
     "check_decomposition",
+    "check_layer_kind",
+    "check_objective",
     "check_regularizer",
+    "check_storage",
     "check_untouched",
     "small_models",
     "snapshot",

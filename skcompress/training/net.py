@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ModelCopyError
-from ..network.observing import same_randomness
+from ..randomness import same_randomness
 from ..spaces import FloatRange, IntRange, SearchSpace
 from .inputs import as_array, cast, is_handed_on
 from .mlp import MLP

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..network.observing import Turn
+from ..randomness import Turn
 
 Look = Callable[[nn.Module, int], None]
 

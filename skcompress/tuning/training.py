@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from ..errors import TrainingDataError
-from ..fitting.sharing import Shared, share
+from ..fitting.memo import Memo, share
 from ..network.batches import device_of
 
 Look = Callable[[nn.Module, int], None]
@@ -97,7 +97,7 @@ class Training:
     model: nn.Module
     inputs: Any
     targets: Any
-    shared: Shared
+    shared: Memo
 
     def trained(self, net: Any, key: Hashable | None, look: Look | None = None) -> Any:
         """Give a net like this one that was trained: now, or for an earlier trial.

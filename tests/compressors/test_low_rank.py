@@ -200,15 +200,8 @@ def test_warm_start_notices_another_decomposition(model):
 
 def test_fit_keeps_no_more_than_the_factors_need(model):
     compressor = SVDCompressor(rank=0.3).fit(model)
-    held = sum(
-        part._basis.numel()
-        for site in compressor._factorized.values()
-        for candidate in site.candidates
-        for part in candidate.parts
-    )
-    assert held <= compressor.n_parameters_out_
-    compressor.fit_transform(model)
-    assert not compressor._factorized
+    held = [r.factors for r in compressor.fitted_.replacements.values()]
+    assert sum(t.numel() for f in held for t in f.stored) <= compressor.n_parameters_out_
 
 
 @pytest.mark.parametrize("backend", [None, "threading", "loky"])

@@ -93,7 +93,7 @@ def test_means_of_normalised_outputs_stay(layer, norm, way):
     assert not torch.equal(small.get_submodule(norm).running_mean, before)
 
 
-class Shared(nn.Module):
+class Memo(nn.Module):
     """One normalisation after two layers."""
 
     def __init__(self):
@@ -124,7 +124,7 @@ class Functional(Read):
 
 
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("kind", [Shared, Read, Functional])
+@pytest.mark.parametrize("kind", [Memo, Read, Functional])
 def test_a_normalisation_of_something_else_is_left_alone(kind, fold):
     x = images()
     model = at_home(seeded(kind), x)

@@ -83,7 +83,7 @@ def test_the_refitted_weight_is_least_squares(model, images):
     assert float(lost.square().sum()) < float(kept.square().sum())
 
 
-class Shared(nn.Module):
+class Memo(nn.Module):
     """A dense layer called by two names, and one whose weight is computed."""
 
     def __init__(self):
@@ -100,7 +100,7 @@ class Shared(nn.Module):
 
 
 def test_weights_that_are_shared_or_computed_are_left_alone(images):
-    model = seeded(Shared).eval()
+    model = seeded(Memo).eval()
     compressor = SVDCompressor({"first": 6}, refit_dense=True)
     small = compressor.fit_transform(model, images[:500])
     assert list(compressor.ranks_) == ["first"]

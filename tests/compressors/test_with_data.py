@@ -16,7 +16,7 @@ from torch import nn
 from skcompress import SVDCompressor
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import CalibratedWeightError, MissingDataError, OneShotDataError
-from skcompress.fitting import calibrated
+from skcompress.fitting import calibration
 from skcompress.testing import check_untouched, snapshot
 
 
@@ -160,8 +160,8 @@ def test_warm_start_needs_no_statistics_and_notices_other_data(monkeypatch):
     settings = {"reconstruction": "independent", "warm_start": True}
     compressor = SVDCompressor(rank=0.4, **settings).fit(model, x)
     measured, factorised = [], []
-    stream = calibrated.stream
-    monkeypatch.setattr(calibrated, "stream", _noting(stream, measured))
+    stream = calibration.stream
+    monkeypatch.setattr(calibration, "stream", _noting(stream, measured))
     monkeypatch.setattr(SVD, "factorize", _noting(SVD.factorize, factorised))
     compressor.set_params(rank=0.6).fit(model, x)
     assert not measured

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from skcompress.decompositions.pivoted import Pivoted
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.fitting.refining import refined
 from skcompress.protocols import Factors, Metric
 from skcompress.protocols.product import multiply_out
+from skcompress.storages.pivot import Pivot
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_error_is_the_one_of_the_goal_not_of_the_weight(generator):
 
 def test_pivots_stay_pivots(generator):
     weight, metric = problem(generator)
-    closed = Pivoted(SVD("input")).factorize(weight, metric).factors(weight, 5)
+    closed = Pivot().stored(SVD("input").factorize(weight, metric).factors(weight, 5))
     better = refined(closed, metric)
     assert better.stages == closed.stages
     assert lost(better, weight, metric) <= lost(closed, weight, metric) * (1 + 1e-6)

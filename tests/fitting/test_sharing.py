@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor
 from skcompress.decompositions.svd import SVD
-from skcompress.fitting import calibrated
-from skcompress.fitting.sharing import Shared, share
+from skcompress.fitting import calibration
+from skcompress.fitting.memo import Memo, share
 from skcompress.protocols import Compressor
 
 
@@ -38,11 +38,11 @@ class Counter:
 def expensive(monkeypatch):
     """Counters of what a later trial is not to do again."""
     found = {
-        "stream": Counter(calibrated.stream), "gradients": Counter(calibrated.output_moments),
+        "stream": Counter(calibration.stream), "gradients": Counter(calibration.output_moments),
         "factorize": Counter(SVD.factorize),
     }  # fmt: skip
-    monkeypatch.setattr(calibrated, "stream", found["stream"])
-    monkeypatch.setattr(calibrated, "output_moments", found["gradients"])
+    monkeypatch.setattr(calibration, "stream", found["stream"])
+    monkeypatch.setattr(calibration, "output_moments", found["gradients"])
     monkeypatch.setattr(SVD, "factorize", found["factorize"])
     return found
 
@@ -61,7 +61,7 @@ ALONE = {"reconstruction": "independent", "measure": False, "recalibrate_norm": 
 
 
 def test_only_what_is_missing_is_computed(expensive):
-    model, x, shared = network(), images(), Shared()
+    model, x, shared = network(), images(), Memo()
 
     def trial(**settings):
         share(SVDCompressor(**{**ALONE, **settings}), shared).fit_transform(model, x)
@@ -86,7 +86,7 @@ def test_the_network_itself_is_not_run_again():
             self.n_runs.append(len(x))
             return super().forward(x)
 
-    model, x, shared = Counting(*network()), images(100), Shared()
+    model, x, shared = Counting(*network()), images(100), Memo()
     share(SVDCompressor(0.5, **ALONE), shared).fit(model, x)
     assert sum(Counting.n_runs) == 100 + 64  # all of it, and the first batch for what follows
     Counting.n_runs.clear()
@@ -98,12 +98,12 @@ def test_the_network_itself_is_not_run_again():
         SVDCompressor(0.6, reconstruction="independent", recalibrate_norm=False), shared
     )
     compared.fit(model, x)
-    # The outputs of the original are known; those of its layers are not kept.
-    assert sum(Counting.n_runs) == 3 * 100
+    # Both networks side by side.
+    assert sum(Counting.n_runs) == 2 * 100
 
 
 def test_steps_of_a_pipeline_share(expensive):
-    model, shared = network(), Shared()
+    model, shared = network(), Memo()
     pipeline = make_pipeline(SVDCompressor(0.8, layers=nn.Conv2d), TuckerCompressor(0.7))
     first = share(clone(pipeline), shared).fit_transform(model)
     assert counts(expensive)["factorize"]
@@ -161,7 +161,7 @@ def change_data(model, x):
 )
 @pytest.mark.parametrize("warm", [False, True])
 def test_changes_in_place_are_noticed(change, warm):
-    model, x, shared = network(), images(), Shared()
+    model, x, shared = network(), images(), Memo()
     settings = {"rank": 0.5, "reconstruction": "independent"}
     compressor = SVDCompressor(warm_start=warm, **settings)
     if not warm:
@@ -176,7 +176,7 @@ def test_changes_in_place_are_noticed(change, warm):
 
 
 def test_equal_copies_are_known(expensive):
-    model, x, shared = network(), images(), Shared()
+    model, x, shared = network(), images(), Memo()
     share(SVDCompressor(0.5, **ALONE), shared).fit(model, x)
     counts(expensive)
     for data in (x.clone(), x):
@@ -191,7 +191,7 @@ def test_equal_copies_are_known(expensive):
 
 
 def test_a_loader_is_known_as_long_as_it_lives(expensive):
-    model, x, shared = network(), images(), Shared()
+    model, x, shared = network(), images(), Memo()
 
     def loader():
         return DataLoader(TensorDataset(x), batch_size=32, shuffle=True)
@@ -209,7 +209,7 @@ def test_decompositions_with_settings_that_cannot_be_told_apart_are_not_shared(e
             super().__init__()
             self.tag = tag
 
-    model, shared = network(), Shared()
+    model, shared = network(), Memo()
     for tag, known in ((object(), False), (object(), False), (1, False), (1, True), (2, False)):
         share(LowRankCompressor(Tagged(tag), 0.5), shared).fit(model)
         assert bool(counts(expensive)) is not known
@@ -219,9 +219,9 @@ def test_decompositions_with_settings_that_cannot_be_told_apart_are_not_shared(e
 
 
 def test_the_least_recently_used_goes_first_and_spare_results_before():
-    size = Shared()
+    size = Memo()
     size.put("x", torch.zeros(1000))
-    shared = Shared(memory=3.5 * size.n_bytes)
+    shared = Memo(memory=3.5 * size.n_bytes)
     for key in "abc":
         assert torch.equal(shared.get(key, lambda: torch.zeros(1000)), torch.zeros(1000))
     shared.find("a")
@@ -240,7 +240,7 @@ def test_the_least_recently_used_goes_first_and_spare_results_before():
 
 
 def test_sizes_are_those_of_what_is_kept():
-    shared = Shared()
+    shared = Memo()
     shared.put("view", {"one": [torch.zeros(5000)[:2]]})
     assert 20_000 <= shared.n_bytes < 22_000
     whole = torch.zeros(4000)
@@ -252,9 +252,9 @@ def test_sizes_are_those_of_what_is_kept():
 
 def test_moments_make_room_for_factorisations():
     model, x = network(), images()
-    big = Shared()
+    big = Memo()
     share(SVDCompressor(0.5, **ALONE), big).fit(model, x)
-    small = Shared(memory=0.6 * big.n_bytes)  # a tenth more than the factorisations are
+    small = Memo(memory=0.6 * big.n_bytes)  # a tenth more than the factorisations are
     for _ in range(2):
         share(SVDCompressor(0.5, **ALONE), small).fit(model, x)
     computed = small.n_computed
@@ -263,13 +263,11 @@ def test_moments_make_room_for_factorisations():
 
 
 def test_a_fitted_compressor_keeps_what_its_ranks_need():
-    model, shared = network(), Shared()
+    model, shared = network(), Memo()
     fitted = share(SVDCompressor(0.3), shared).fit(model)
     small = fitted.transform(model)
-    held = sum(
-        p._basis.numel() for s in fitted._factorized.values() for c in s.candidates for p in c.parts
-    )
-    assert held <= fitted.n_parameters_out_
+    held = [r.factors for r in fitted.fitted_.replacements.values()]
+    assert sum(t.numel() for f in held for t in f.stored) <= fitted.n_parameters_out_
     shared.clear()
     assert same(fitted.transform(model), small)
 
@@ -278,7 +276,7 @@ def test_a_fitted_compressor_keeps_what_its_ranks_need():
 
 
 def test_an_error_reaches_everybody_who_waits_and_is_not_kept():
-    shared, entered = Shared(), threading.Semaphore(0)
+    shared, entered = Memo(), threading.Semaphore(0)
 
     def fail():
         entered.release()
@@ -292,19 +290,19 @@ def test_an_error_reaches_everybody_who_waits_and_is_not_kept():
     assert shared.get("key", lambda: 1) == 1
 
 
-def test_overlapping_claims_do_not_block_each_other():
-    shared = Shared()
+def test_claims_of_many_threads_come_to_an_end():
+    shared = Memo()
     with ThreadPoolExecutor(4) as pool:
 
         def claim(n):
-            with shared.alone(*(range(n % 5, n % 5 + 4)), *(reversed(range(n % 3, 6)))):
-                return n
+            with shared.alone(n % 5), shared.alone(n % 5):
+                return shared.get(n % 7, lambda: n % 7) + n - n % 7
 
         assert list(pool.map(claim, range(400), timeout=30)) == list(range(400))
 
 
 def test_trials_at_once_leave_the_global_random_state_alone():
-    model, x, shared = network(), images(), Shared()
+    model, x, shared = network(), images(), Memo()
     loader = DataLoader(TensorDataset(x), batch_size=16, shuffle=True)
     state = torch.random.get_rng_state()
     expected = SVDCompressor(0.5).fit_transform(model, loader)
@@ -330,5 +328,5 @@ def test_compressors_that_know_nothing_of_it_can_be_told_to_share():
         def transform(self, model):
             return model
 
-    pipeline = share(make_pipeline(Unchanged(), SVDCompressor(0.5)), Shared())
+    pipeline = share(make_pipeline(Unchanged(), SVDCompressor(0.5)), Memo())
     assert error(network(), pipeline.fit_transform(network()), images()) < 1.0

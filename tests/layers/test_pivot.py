@@ -12,12 +12,12 @@ from models import distance, layer, random, seeded
 from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
-from skcompress.decompositions.pivoted import Pivoted, pivoted_factors
 from skcompress.decompositions.svd import SVD
 from skcompress.layers.linear import FactorizedLinear
 from skcompress.layers.pivot import PivotedColumns, PivotedFactor, PivotedRows
 from skcompress.protocols import Factors
 from skcompress.protocols.product import multiply_out
+from skcompress.storages.pivot import pivoted_factors
 
 SCHEMES = ["output", "input", "tucker"]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
@@ -200,9 +200,9 @@ def test_is_exported_and_compiled(scheme):
     assert distance(compiled(x), small(x)) < 1e-12
 
 
-def test_a_pivoted_decomposition_is_plain_where_it_has_to_be():
+def test_factors_are_stored_as_they_are_where_layers_take_no_pivots():
     model = nn.Sequential(nn.Embedding(30, 12), nn.Linear(12, 20))
-    fitted = LowRankCompressor(decomposition=Pivoted(SVD()), rank=3).fit(model)
+    fitted = LowRankCompressor(decomposition=SVD(), pivot=True, rank=3).fit(model)
     assert [p.scheme for p in fitted.plan_] == ["output", "output, pivoted"]
 
 

@@ -17,16 +17,18 @@ from torch import nn
 from skcompress import SVDCompressor
 from skcompress.layers import kind_of
 from skcompress.lockstep.lockstep import Lockstep
-from skcompress.lockstep.walk import Walk
+from skcompress.lockstep.order import calls_in_order
+from skcompress.lockstep.paused import PausedForward
 from skcompress.network.batches import batches
-from skcompress.network.order import calls_in_order
+from skcompress.network.structure import look
 from skcompress.network.weights import select
 from skcompress.testing.untouched import check_untouched, snapshot
 
 
 def lockstep(model, data, **settings):
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return Lockstep(model, names, batches("Test", data, model, batch_size=8), **settings)
+    data = batches("Test", data, model, batch_size=8)
+    return Lockstep(model, names, data, look(model, names, data), **settings)
 
 
 def slots(networks, name):
@@ -287,7 +289,7 @@ class Fragile(nn.Module):
 
 def living():
     gc.collect()
-    return sum(type(o) is Walk and bool(o) for o in gc.get_objects())
+    return sum(type(o) is PausedForward and bool(o) for o in gc.get_objects())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -478,7 +480,7 @@ def test_every_kind_of_layer_waits():
     sites = select(model).sites
     data = batches("Test", x, model)
     names = list(dict.fromkeys(site.users[0][0] for site in sites))
-    order = list(calls_in_order(model, names, list(data), "Test"))
+    order = list(calls_in_order(model, names, list(data), look(model, names, data).calls))
     expected = ["block.self_attn", "block.linear1", "block.linear2", "attention", "lstm"]
     assert order == expected
 

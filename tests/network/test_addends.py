@@ -10,9 +10,9 @@ from torch import nn
 from skcompress import Pruner, SVDCompressor
 from skcompress.layers import kind_of
 from skcompress.lockstep.lockstep import Lockstep
-from skcompress.network.addends import Addend, Place, addends
+from skcompress.network.addends import Addend, Place
 from skcompress.network.batches import batches
-from skcompress.network.normalization import following
+from skcompress.network.structure import look
 
 
 class Block(nn.Module):
@@ -52,8 +52,7 @@ OTHERS = {
 
 def found(model, x):
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    data = batches("Test", x, model)
-    return addends(model, names, following(model, names, data), data)
+    return look(model, names, batches("Test", x, model)).addends
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -98,7 +97,7 @@ def test_the_goal_is_the_sum():
     data = batches("Test", x, model, batch_size=8)
     other = seeded(lambda: nn.Linear(4, 6), 1).double()
     names = ["0", "1.one", "1.two"]
-    networks = Lockstep(model, names, data, addends=found(model, x))
+    networks = Lockstep(model, names, data, look(model, names, data))
     with torch.no_grad():
         for name in networks:
             layer = networks.pristine(name)
@@ -113,7 +112,7 @@ def test_the_goal_is_the_sum():
     torch.testing.assert_close(moments.with_means().cross[0], (goal.T @ inputs) / 20)
     torch.testing.assert_close(moments.outputs[0], goal.mean(0))
     torch.testing.assert_close(moments.with_means().energy[0], goal.square().mean(0))
-    assert not any(walk.kept for pair in networks._pairs for walk in pair)
+    assert not any(paused.kept for pair in networks._pairs for paused in pair)
 
 
 def test_channels_that_are_multiplied_by_nothing_make_up_for_nothing():
@@ -157,6 +156,6 @@ def test_sums_come_closer_by_it(compressor, monkeypatch):
     model = seeded(build)
     x = random(200, 3, 8, 8)
     losses = [compressor.fit(model, x).report_.divergence]
-    monkeypatch.setattr("skcompress.fitting.in_order.addends", lambda *_: {})
+    monkeypatch.setattr("skcompress.network.structure._Watching._addend_place", lambda *_: None)
     losses.append(compressor.fit(model, x).report_.divergence)
     assert losses[0] < 0.97 * losses[1]

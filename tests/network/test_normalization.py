@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations
 
 from skcompress import SVDCompressor
 from skcompress.network.batches import batches
-from skcompress.network.normalization import fold, following
+from skcompress.network.normalization import fold
+from skcompress.network.structure import look
 from skcompress.statistics.norms import estimated
 from skcompress.testing.untouched import check_untouched, snapshot
 
@@ -53,8 +54,8 @@ def conv():
 def found(layer, norm, wiring, x):
     model = seeded(lambda: Wired(layer(), norm(), wiring)).double()
     before = snapshot(model)
-    result = following(model, ["layer"], batches("Test", x, model))
-    check_untouched("following", model, before)
+    result = look(model, ["layer"], batches("Test", x, model)).norms
+    check_untouched("look", model, before)
     return {name: given.name for name, given in result.items()}
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from skcompress.errors import SampleWeightError
 from skcompress.lockstep.lockstep import Lockstep
 from skcompress.network.batches import batches
+from skcompress.network.structure import look
 from skcompress.network.weighting import class_weights, weighted
 from skcompress.network.weights import select
 from skcompress.statistics.collecting import collect
@@ -61,7 +62,7 @@ def test_anchored_moments_are_those_of_repeated_samples(model, samples):
     sites = {site.name: site for site in select(model).sites}
 
     def last(data):
-        networks = Lockstep(model, sites, data)
+        networks = Lockstep(model, sites, data, look(model, sites, data))
         with torch.no_grad():
             for name in networks:
                 if name == "0":

@@ -31,7 +31,7 @@ from skcompress.errors import (
     NoCompressorError,
     TrainingDataError,
 )
-from skcompress.fitting.sharing import Shared
+from skcompress.fitting.memo import Memo
 from skcompress.spaces import FloatRange, IntRange
 from skcompress.testing import check_untouched, snapshot
 
@@ -293,13 +293,13 @@ def test_an_interrupted_study_trains_what_is_left(monkeypatch, tmp_path):
 
 def test_what_was_trained_takes_no_more_memory_than_allowed(monkeypatch):
     kept = []
-    put = Shared.put
+    put = Memo.put
 
     def watched(shared, key, value, **settings):
         put(shared, key, value, **settings)
         kept.append(shared.n_bytes)
 
-    monkeypatch.setattr(Shared, "put", watched)
+    monkeypatch.setattr(Memo, "put", watched)
     search(cache_memory=50_000, n_trials=6).fit(MODEL, TRAIN, VALID)
     assert 10_000 < max(kept) <= 50_000
 

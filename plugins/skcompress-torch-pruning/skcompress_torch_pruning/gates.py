@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from skcompress.network.batches import Batch, Batches, device_of, n_samples
-from skcompress.network.observing import noting, same_randomness
+from skcompress.network.observing import noting
+from skcompress.randomness import same_randomness
 from skcompress.statistics.backward import differentiable
 
 from .groups import ChannelGroup, Member

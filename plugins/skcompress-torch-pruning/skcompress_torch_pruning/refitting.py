@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-
-from skcompress.decompositions.regression import least_squares
 from skcompress.fitting.calibrated import Calibration
 from skcompress.fitting.factorizing import add_offset, missing_mean
 from skcompress.fitting.in_order import Goal, InOrder, StandIn
+from torch import Tensor, nn
+
+from skcompress.decompositions.regression import least_squares
 from skcompress.layers.reparametrized import copied
 from skcompress.network.weights import Site
 

@@ -18,8 +18,9 @@ from torch_pruning.dependency import Group as TiedGroup
 
 from skcompress.layers.reparametrized import copied
 from skcompress.network.batches import Batch, Batches, device_of
-from skcompress.network.observing import forward, same_randomness
+from skcompress.network.observing import forward
 from skcompress.network.weights import Selection
+from skcompress.randomness import same_randomness
 
 from .errors import UntraceableError
 from .groups import ChannelGroup, Member

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_map
 
 from skcompress.layers.reparametrized import copied
 from skcompress.network.batches import Batch, device_of
-from skcompress.network.observing import forward, same_randomness
+from skcompress.network.observing import forward
 from skcompress.network.weights import matches
+from skcompress.randomness import same_randomness
 
 from .groups import ChannelGroup, Resize, removal
 from .removing import remove_, unread_

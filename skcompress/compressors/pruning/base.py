@@ -10,17 +10,21 @@ from typing import Any, ClassVar
 import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, InvalidParameterError, RealNotInt
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    RealNotInt,
+    StrOptions,
+)
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from ... import registry
 from ...errors import MissingDataError, NoLayerError
-from ...fitting.calibrated import Calibration
-from ...fitting.comparing import Comparison
-from ...fitting.fitting import set_norms
-from ...fitting.planning import compare_to_plan, restore_ties
-from ...fitting.sharing import Known, Shared
+from ...fitting.calibration import Calibration
+from ...fitting.comparison import Outcome, closest
+from ...fitting.fitted import Fitted
+from ...fitting.memo import Recall
 from ...fitting.steps import Steps
 from ...metrics import count_parameters
 from ...network.batches import batches as as_batches
@@ -29,14 +33,10 @@ from ...network.weighting import weighted
 from ...network.weights import Selection, check_model, check_patterns, require_sites, select
 from ...plan import Report
 from ...protocols import Compressor, Criterion, DataCriterion
-from ...ranking import keep_largest
 from ...spaces import FloatRange, SearchSpace
-from ..base import without_autocast
-from ..checks import PATTERNS, seeded
-from .fit import Method, PruningFit, PruningOutcome, zeros
+from ..checks import PATTERNS, computing, seeded
+from .fit import Method, PruningFit, zeros
 from .gradual import GradualPruning
-from .patterns import keep_pattern
-from .writing import pruned_copy
 
 
 class PruningCompressor(Compressor):
@@ -50,6 +50,7 @@ class PruningCompressor(Compressor):
         "min_kept": [
             Interval(RealNotInt, 0, 1, closed="both"),
             Interval(Integral, 0, None, closed="left"),
+            StrOptions({"auto"}),
         ],
         "layers": PATTERNS,
         "exclude": PATTERNS,
@@ -74,8 +75,6 @@ class PruningCompressor(Compressor):
     def _method(self) -> Method:
         """Resolve the settings."""
 
-    @without_autocast()
-    @torch.no_grad()
     def fit(self, model: nn.Module, data: object = None) -> PruningCompressor:
         """Decide which values of each weight stay, and what they are; `model` stays as it is.
 
@@ -83,27 +82,57 @@ class PruningCompressor(Compressor):
         data : unlabelled inputs, as for :class:`LowRankCompressor`; used by criteria and
             allocations that need it, and by ``refit=True``
         """
+        self._fit(model, data)
+        return self
+
+    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
+        """`fit`, then `transform` of the same model; the network that was compared is given."""
+        network = self._fit(model, data)
+        return self.transform(model) if network is None else network
+
+    @computing
+    def transform(self, model: nn.Module) -> nn.Module:
+        """Give a copy of `model` with values of the planned weights set to zero.
+
+        model : the fitted model, or another one of the same architecture: a later checkpoint, of
+            which as many values of each weight stay, where no data took part; a model on the meta
+            device, which gives the structure alone
+        """
+        check_is_fitted(self, "plan_")
+        return self.fitted_.applied_to(model, type(self).__name__)
+
+    @computing
+    def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
+        """Learn all there is; gives the pruned network where it was built on the way."""
         check_model(type(self).__name__, model)
         steps = Steps(device_of(model))
         with steps("observe"):
             fit = self._prepared_fit(model, data)
-        method, given = fit.method, fit.calibration
         with steps("score"):
             scores = fit.scores()
         if not fit.sites:
             raise NoLayerError(fit.owner, list(fit.reasons.items()))
         with steps("allocate"):
             masks = fit.masks(scores)
-        with steps("refit" if method.refit else "update"):
-            pruned = fit.values(masks)
-        outcome = PruningOutcome(fit.plan(pruned), pruned)
-        divergence, measured = None, None
-        if given is not None:
-            comparison = Comparison(fit, self.recalibrate_norm, steps)
-            comparison.add(outcome)
-            outcome, divergence, measured = comparison.best()
+        with steps("refit" if fit.method.refit else "update"):
+            done = fit.fitted(masks)
+        fitted = Fitted(
+            fit.plan(done.replacements),
+            done.replacements,
+            done.offsets,
+            patterns=(self.layers, self.exclude),
+            inside_factors=True,
+            calibrated=fit.calibration is not None,
+        )
+        outcome = Outcome(fitted)
+        if fit.calibration is not None:
+            outcome = closest([fitted], fit.calibration, steps, recalibrate=self.recalibrate_norm)
+        self._learn(model, outcome, steps)
+        return outcome.network
 
-        self.plan_ = outcome.plan
+    def _learn(self, model: nn.Module, outcome: Outcome, steps: Steps) -> None:
+        """Set what was learnt."""
+        self.fitted_, self.plan_ = outcome.fitted, outcome.fitted.plan
         self.kept_ = {row.name: row.nonzeros[1] for row in self.plan_ if row.nonzeros is not None}
         self.n_parameters_in_ = count_parameters(model)
         spared = sum(row.before - row.after for row in self.plan_)
@@ -116,33 +145,10 @@ class PruningCompressor(Compressor):
             self.n_parameters_in_,
             self.n_parameters_out_,
             steps=tuple(steps.done),
-            divergence=divergence,
-            measured=measured,
+            divergence=outcome.divergence,
+            measured=outcome.errors,
             zeros=counted,
         )
-        self._patterns = (self.layers, self.exclude)
-        self._pruned, self._norms = outcome.pruned, outcome.norms
-        self._fitted_method, self._calibrated = method, given is not None
-        return self
-
-    @torch.no_grad()
-    @without_autocast()
-    def transform(self, model: nn.Module) -> nn.Module:
-        """Give a copy of `model` with values of the planned weights set to zero.
-
-        model : the fitted model, or another one of the same architecture: a later checkpoint, of
-            which as many values of each weight stay, where no data took part; a model on the meta
-            device, which gives the structure alone
-        """
-        check_is_fitted(self, "plan_")
-        check_model(type(self).__name__, model)
-        selection = select(model, *self._patterns, inside_factors=True)
-        restore_ties(self.plan_, selection)
-        compare_to_plan(self.plan_, selection)
-        choose = None if self._calibrated else self._choose
-        result = pruned_copy(model, selection.sites, self._pruned, choose)
-        set_norms(result, self._norms)
-        return result
 
     def partial(self, model: nn.Module, n_steps: int = 10, optimizer: Any = None) -> GradualPruning:
         """Prune a model step by step while it is trained, in place.
@@ -198,26 +204,16 @@ class PruningCompressor(Compressor):
         given = None
         if self._uses_data(method, data):
             batches = as_batches(owner, data, model)
-            known = Known.about(self._shared or Shared(0), model, data)
             given = Calibration.observed(
-                weighted(batches, self.class_weight),
                 model,
                 selection.sites,
-                known.but("class_weight", repr(self.class_weight)),
+                weighted(batches, self.class_weight),
+                Recall(self._shared),
                 memory=self.calibration_memory,
                 max_positions=self.max_positions,
                 random_state=self.random_state,
             )
-        return PruningFit(owner, model, selection, method, given, self.device, self.verbose)
-
-    def _choose(self, weight: Tensor, n_kept: int) -> Tensor:
-        """Which values stay of a weight that was not fitted, by a criterion without data."""
-        method = self._fitted_method
-        assert isinstance(method.criterion, Criterion)
-        scores = torch.stack([method.criterion.scores(group) for group in weight])
-        if method.pattern is not None:
-            return keep_pattern(scores, method.pattern)
-        return keep_largest(scores, n_kept)
+        return PruningFit(owner, selection, method, given, self.device, self.verbose)
 
     def _uses_data(self, method: Method, data: object) -> bool:
         """Whether data takes part; refuses settings that need it where there is none."""

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...fitting.calibrated import Calibration
-from ...fitting.comparing import Result
+from ...fitting.calibration import Calibration
+from ...fitting.candidates import NOT_REACHED, working_weight
 from ...fitting.digests import Fingerprint, fingerprint
-from ...fitting.factorizing import working_weight
-from ...fitting.fitting import set_norms
-from ...fitting.regressing import NOT_REACHED
+from ...fitting.reconstruction import Reconstruction, reconstruct
 from ...masks import masked, n_nonzero
 from ...metrics import count_bytes, count_nonzeros
 from ...network.weights import Selection, Site, flat_shape
@@ -23,11 +21,11 @@ from ...protocols import Criterion, DataCriterion, SparsityAllocation
 from ...ranking import pieces
 from ...threads import results_side_by_side
 from .masking import Distortion, chosen, chosen_by_pattern, distortion
+from .measuring import measured_distortions
 from .patterns import unsuited
 from .pruned import PrunedWeight
-from .refitting import Refit
+from .refitting import RIDGE, Refit
 from .scoring import gathered, scored
-from .writing import pruned_copy
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,14 @@ class Method:
 
 
 @dataclass(frozen=True)
-class PruningOutcome(Result):
-    """A plan, and what is decided for each weight, by its name."""
-
-    pruned: dict[str, PrunedWeight]
-
-
-@dataclass(frozen=True)
 class PruningFit:
-    """Goes from a model to an outcome.
+    """Goes from the weights of a model to what is left of them.
 
     reasons : why weights are not pruned, by name
     seen : fingerprints of those that are
     """
 
     owner: str
-    model: nn.Module
     selection: Selection
     method: Method
     calibration: Calibration | None
@@ -85,12 +75,6 @@ class PruningFit:
         """Those that are pruned, as far as it is known."""
         return [site for site in self.selection.sites if site.name not in self.reasons]
 
-    def compressed(self, outcome: PruningOutcome) -> nn.Module:
-        """Build the pruned model."""
-        result = pruned_copy(self.model, self.selection.sites, outcome.pruned)
-        set_norms(result, outcome.norms)
-        return result
-
     def scores(self) -> dict[str, Tensor]:
         """Importances by the name of the site; notes the weights that have none."""
         method = self.method
@@ -103,7 +87,6 @@ class PruningFit:
             self.seen[site.name] = fingerprint(site.name, working_weight(site, self.device))
         found = scored(
             method.criterion,
-            self.model,
             self.sites,
             self.calibration,
             self.device,
@@ -119,7 +102,14 @@ class PruningFit:
         method = self.method
         if method.pattern is not None:
             return chosen_by_pattern(self.sites, scores, method.pattern, self.seen)
-        distortions = self._distortions(scores) if "distortion" in method.allocation.needs else {}
+        distortions: Mapping[str, Distortion] = {}
+        if "distortion" in method.allocation.needs:
+            distortions = self._distortions(scores)
+        elif "measured_distortion" in method.allocation.needs:
+            assert self.calibration is not None
+            distortions = measured_distortions(
+                self.sites, dict(scores), self.calibration, self.device
+            )
         return chosen(
             self.owner,
             self.sites,
@@ -135,12 +125,11 @@ class PruningFit:
     def _distortions(self, scores: Mapping[str, Tensor]) -> dict[str, Distortion]:
         given = self.calibration
         assert given is not None
-        gradients = given.with_gradients(self.model, self.sites, self.verbose).gradients
+        gradients = given.with_gradients(False, self.verbose).gradients
         sizes = [float(_diagonal(g).mean()) for g in gradients.values()]
         typical = sorted(sizes)[len(sizes) // 2] if sizes else 1.0
         moments = {
-            name: found.moments
-            for name, found in given.stream(self.model, self.sites, self.verbose)
+            site.name: found.moments for site, found in given.statistics(self.sites, self.verbose)
         }
         result = {}
         for site in self.sites:
@@ -155,37 +144,40 @@ class PruningFit:
             result[site.name] = distortion(scores[site.name], weight, seen, of_outputs)
         return result
 
-    def values(self, pruned: Sequence[PrunedWeight]) -> dict[str, PrunedWeight]:
+    def fitted(self, pruned: Sequence[PrunedWeight]) -> Reconstruction:
         """Fit what stays, where that is asked for."""
+        method, given = self.method, self.calibration
         known = {one.name: one for one in pruned}
-        if self.method.refit:
-            assert self.calibration is not None
-            method = self.method
-            refit = Refit(known, self.calibration, self.device, method.refit_rounds, method.pattern)
-            return refit.run(self.model, self.sites, self.verbose)
-        if self.method.updates:
+        if method.refit:
+            assert given is not None
+            refit = Refit(known, method.refit_rounds, method.pattern)
+            return reconstruct(
+                given, self.sites, refit.of_weight, refit.of_inputs,
+                device=self.device, ridge=RIDGE, verbose=self.verbose,
+            )  # fmt: skip
+        if method.updates:
             self._update(known)
-        return known
+        elif given is None:
+            assert isinstance(method.criterion, Criterion)
+            again: dict[str, Any] = {"criterion": method.criterion, "pattern": method.pattern}
+            known = {name: replace(one, **again) for name, one in known.items()}
+        return Reconstruction(dict(known))
 
     def _update(self, known: dict[str, PrunedWeight]) -> None:
         criterion, given = self.method.criterion, self.calibration
         assert isinstance(criterion, DataCriterion)
         assert given is not None
         for site, evidence in gathered(
-            criterion.needs,
-            self.model,
-            self.sites,
-            given,
-            self.device,
-            self.verbose,
+            criterion.needs, self.sites, given, self.device, self.verbose
         ):
             weight = working_weight(site, self.device)
             kept = known[site.name].kept(weight.device)
-            parts = zip(weight, evidence, kept, strict=True)
+            # What was zero before stays so, also where more values may stay than are not.
+            parts = zip(weight, evidence, kept & (weight != 0), strict=True)
             values = torch.stack([criterion.updated(*part) for part in parts])[kept]
             known[site.name] = replace(known[site.name], values=values)
 
-    def plan(self, pruned: Mapping[str, PrunedWeight]) -> Plan:
+    def plan(self, pruned: Mapping[str, Any]) -> Plan:
         """One row per weight or untouched module, in the order of the model."""
         rows = {
             left.name: LayerPlan(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...fitting.candidates import working_weight
 from ...fitting.digests import Fingerprint
-from ...fitting.factorizing import working_weight
 from ...masks import masked
 from ...network.weights import Site
 from ...protocols import Prunable, SparsityAllocation
@@ -40,16 +40,17 @@ def chosen(
     scores : by the name of the site; used up, one after another
     seen : fingerprints of the weights
     """
+    least = least_kept(min_kept, sparsity, [scores[site.name].numel() for site in sites])
     weights = [
         Prunable(
             site.name,
             tuple(scores[site.name].shape),
-            least_kept(min_kept, scores[site.name].numel()),
+            at_least,
             scores=_Constant(scores[site.name]),
             weight=_Weight(site, device),
             distortion=distortions.get(site.name),
         )
-        for site in sites
+        for site, at_least in zip(sites, least, strict=True)
     ]
     counts = numbers_that_stay(owner, weights, sparsity, min_kept, allocation)
     del weights

@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from ...fitting.digests import Fingerprint
+from ...fitting.fitted import Replacement
 from ...masks import masked
+from ...protocols import Criterion
+from ...ranking import keep_largest
+from .patterns import keep_pattern
 
 
 @dataclass(frozen=True)
-class PrunedWeight:
+class PrunedWeight(Replacement):
     """One weight (groups, out, in, *kernel) and which of its values stay.
 
-    fingerprint : of the weight that was fitted
     bits : uint8 array, a bit for each value, set where it stays
     values : those that stay, in order, where they are other than the weight's own
-    offset : what is to be added to the outputs of `offset_to`, a layer with bias or the batch
-        normalisation after one; None for nothing
+    criterion, pattern : by which as many values of another weight stay; None where data took part
     """
 
     name: str
@@ -29,8 +31,8 @@ class PrunedWeight:
     fingerprint: Fingerprint
     bits: np.ndarray
     values: Tensor | None = None
-    offset: Tensor | None = None
-    offset_to: str | None = None
+    criterion: Criterion | None = None
+    pattern: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, name: str, fingerprint: Fingerprint, kept: Tensor) -> PrunedWeight:
@@ -48,11 +50,17 @@ class PrunedWeight:
         flat = np.unpackbits(self.bits, count=prod(self.shape)).view(np.bool_)
         return torch.from_numpy(flat).to(device).reshape(self.shape)
 
-    def applied(self, weight: Tensor) -> Tensor:
-        """Give the weight as pruned, a new tensor; `weight` is the one that was fitted."""
+    def value(self, weight: Tensor) -> Tensor:
         kept = self.kept(weight.device)
         if self.values is None:
             return masked(weight, kept)
         result = torch.zeros_like(weight)
         result[kept] = self.values.to(weight)
         return result
+
+    def anew(self, weight: Tensor) -> Tensor:
+        assert self.criterion is not None
+        scores = torch.stack([self.criterion.scores(group) for group in weight])
+        if self.pattern is not None:
+            return weight * keep_pattern(scores, self.pattern)
+        return weight * keep_largest(scores, self.n_kept)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import CriterionScoreError
-from ...fitting.calibrated import Calibration, on
-from ...fitting.factorizing import working_weight
+from ...fitting.calibration import Calibration, on
+from ...fitting.candidates import working_weight
+from ...network.batches import Batches
 from ...network.weights import Site
 from ...protocols import Criterion, DataCriterion, Evidence
 from ...statistics.moments import Statistics
@@ -21,7 +21,6 @@ from ...threads import results_side_by_side
 
 def scored(
     criterion: Criterion | DataCriterion,
-    model: nn.Module,
     sites: Sequence[Site],
     calibration: Calibration | None,
     device: Any,
@@ -53,49 +52,31 @@ def scored(
                 for pair in zip(working_weight(site, device), evidence, strict=True)
             ]
         )
-        for site, evidence in gathered(criterion.needs, model, sites, calibration, device, verbose)
+        for site, evidence in gathered(criterion.needs, sites, calibration, device, verbose)
     }
 
 
 def gathered(
     needs: Sequence[str],
-    model: nn.Module,
     sites: Sequence[Site],
     calibration: Calibration,
     device: Any,
     verbose: bool | int = False,
 ) -> Iterator[tuple[Site, list[Evidence]]]:
     """Yield each site that the data reaches, with what is asked for of each of its groups."""
-    by_name = {site.name: site for site in sites}
-
-    def differentiated(what: str) -> dict[str, Tensor]:
-        return dict(
-            weight_gradients(
-                model,
-                sites,
-                calibration.batches,
-                what,
-                seed=calibration.seed,
-                verbose=verbose,
-            )
-        )
-
-    known = calibration.known
     of_weights: dict[str, Mapping[str, Tensor]] = {
-        what: known.shared.get(
-            known.key(what, calibration.seed, *by_name),
-            partial(differentiated, what),
+        what: calibration.recall(
+            _differentiated, calibration.model, sites, calibration.batches, what, calibration.seed,
+            aside={"verbose": verbose},
         )
         for what in needs
         if what != "gram"
-    }
-    reached: Iterator[tuple[str, Statistics | None]] = iter(
-        [(name, None) for name in by_name]
-        if "gram" not in needs
-        else calibration.stream(model, sites, verbose)
-    )
-    for name, statistics in reached:
-        site = by_name[name]
+    }  # fmt: skip
+    reached: Iterable[tuple[Site, Statistics | None]] = [(site, None) for site in sites]
+    if "gram" in needs:
+        reached = calibration.statistics(sites, verbose)
+    for site, statistics in reached:
+        name = site.name
         where = site.slot.parameters[0].device if device is None else torch.device(device)
         if all(name in found for found in of_weights.values()):
             yield (
@@ -108,6 +89,12 @@ def gathered(
                     for g in range(site.slot.groups)
                 ],
             )
+
+
+def _differentiated(
+    model: nn.Module, sites: Sequence[Site], batches: Batches, what: str, seed: int, **aside: Any
+) -> dict[str, Tensor]:
+    return dict(weight_gradients(model, sites, batches, what, seed=seed, **aside))
 
 
 def _inputs(statistics: Statistics | None, group: int, device: Any) -> dict[str, Tensor | None]:

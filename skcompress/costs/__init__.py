@@ -1,0 +1,1 @@
+"""What budgets are counted in, one per file."""

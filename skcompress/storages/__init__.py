@@ -1,0 +1,1 @@
+"""Ways to keep the numbers of factors, one per file."""
