@@ -62,7 +62,8 @@ def refined(factors: Factors, metric: Metric) -> Factors:
                 slope = given - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
-            (found,) = torch.autograd.grad(weight, variables, gradient)
+            # As a sum: given gradients to start from, torch imports sympy, which takes seconds.
+            (found,) = torch.autograd.grad((weight * gradient).sum(), variables)
         return float(value) / energy, found.cpu().numpy()
 
     # torch's own optimizer imports torch's compiler, which takes seconds.
