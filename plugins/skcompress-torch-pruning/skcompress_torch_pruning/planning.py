@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from skcompress.network.weights import Patterns, as_patterns, display_name, matches
+from skcompress.building import Patterns, as_patterns, copied, display_name, matches
 
 from .groups import ChannelGroup, Removal, Resize
 from .plan import ChannelPlan, GroupPlan, LayerSides, described
-from .removing import mixes
+from .removing import mixes, remove_
 
 KEPT = "keeping all of them is the best use of the budget"
 
@@ -48,7 +49,6 @@ def unwanted(
 
 def make_plan(
     model: nn.Module,
-    small: nn.Module,
     groups: Sequence[ChannelGroup],
     chosen: Mapping[str, Collection[int]],
     gone: Removal,
@@ -56,8 +56,9 @@ def make_plan(
 ) -> ChannelPlan:
     """Write down what happens to each group, and to layers that give no channels of any.
 
-    small : the model without the channels; chosen : units that go, by group
+    chosen : units that go, by group
     """
+    small = remove_(_without_values(model), gone, resized)
     rows: dict[str, GroupPlan] = {}
     owned: set[str] = set()
     for group in groups:
@@ -100,6 +101,15 @@ def make_plan(
         for r, n in resized
     )
     return ChannelPlan(tuple(ordered), layers_of, held)
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    memo = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+        if not isinstance(p, UninitializedParameter)
+    }
+    return copied(model, memo)
 
 
 def _stored(model: nn.Module, names: Iterable[str]) -> int:

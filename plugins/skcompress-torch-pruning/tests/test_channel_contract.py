@@ -99,7 +99,7 @@ def test_a_ratio_that_cannot_be_reached_says_what_can():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "half"}, {"ratio": True}, {"criterion": "l3"},
+    [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "half"}, {"ratio": True}, {"criterion": 3},
      {"cost": "bytes"}, {"min_kept": 0}, {"round_to": 0}, {"class_weight": "even"}],
 )  # fmt: skip
 def test_bad_settings_are_named(settings):
@@ -113,6 +113,8 @@ def test_what_cannot_be_done_says_why():
     model, x = case("residual")
     with pytest.raises(NoInputsError, match=r"pass inputs as the second argument"):
         ChannelPruner().fit(model)
+    with pytest.raises(errors.UnknownNameError, match="no channel_criteria is named 'l3'; did you"):
+        ChannelPruner(criterion="l3").fit(model, x)
     with pytest.raises(errors.SelectionError, match="exclude='stemm' matches no layer"):
         ChannelPruner(exclude="stemm").fit(model, x)
     with pytest.raises(errors.NoLayerError, match="outputs of the model"):
@@ -145,7 +147,7 @@ def test_model_hooks_and_randomness_are_untouched_even_on_errors(criterion):
     before, state = snapshot(model), torch.random.get_rng_state()
     ChannelPruner(0.3, criterion).fit_transform(model, x)
     check_untouched("fit", model, before)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(errors.ForwardError, match="could not be run on batch 0"):
         ChannelPruner(0.3, criterion).fit(model, x[:, :2])
     with pytest.raises(RatioError):
         ChannelPruner(0.99, criterion).fit(model, x)

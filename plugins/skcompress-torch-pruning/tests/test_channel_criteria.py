@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,13 @@ import torch_pruning as tp
 from channel_cases import Residual, case
 from skcompress_torch_pruning import ChannelPruner
 from skcompress_torch_pruning.errors import LabelError
-from skcompress_torch_pruning.merging import Reading, elimination
+from skcompress_torch_pruning.gates import fisher, relevance
+from skcompress_torch_pruning.merging import Eliminated, elimination
+from skcompress_torch_pruning.tracing import trace
 from torch import nn
+
+from skcompress.building import batches, select
+from skcompress.protocols import Metric
 
 PLAIN = {"refit": False, "recalibrate_norm": False}
 EVERY = ["l1", "l2", "batch_norm", "taylor", "lrp", "merge"]
@@ -67,18 +73,12 @@ def test_scales_of_normalisations_decide(generator):
 
 
 def test_taylor_is_the_derivative_by_switching_a_channel_off(generator):
-    from skcompress_torch_pruning.differentiated import taylor_scores
-    from skcompress_torch_pruning.tracing import trace
-
-    from skcompress.network.batches import batches
-    from skcompress.network.weights import select
-
     model, x = case("residual")
     labels = torch.randint(5, (16,), generator=generator)
     data = batches("T", [(x, labels)], model)
     groups = trace(model, data, select(model)).groups
     (stem,) = (g for g in groups if g.name == "stem")
-    found = taylor_scores(model, [stem], data, 0)["stem"]
+    found = fisher(model, [stem], data, 0)["stem"]
 
     def likelihood(factor: float, channel: int) -> torch.Tensor:
         changed = copy.deepcopy(model).double()
@@ -95,12 +95,6 @@ def test_taylor_is_the_derivative_by_switching_a_channel_off(generator):
 
 
 def test_relevance_is_conserved_from_layer_to_layer(generator):
-    from skcompress_torch_pruning.differentiated import relevance_scores
-    from skcompress_torch_pruning.tracing import trace
-
-    from skcompress.network.batches import batches
-    from skcompress.network.weights import select
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -112,7 +106,7 @@ def test_relevance_is_conserved_from_layer_to_layer(generator):
         parameter.data.abs_()
     x = torch.rand(20, 6, generator=generator)
     data = batches("T", x, model)
-    found = relevance_scores(model, trace(model, data, select(model)).groups[:2], data)
+    found = relevance(model, trace(model, data, select(model)).groups[:2], data, {})
     output = model(x).max(1).values.mean().item()
     for scores in found.values():
         assert (scores >= 0).all()
@@ -133,7 +127,8 @@ def test_cost_of_a_channel_is_the_least_squares_error_without_it(generator):
         fitted = torch.linalg.lstsq(x[:, kept], goal).solution
         return float((x[:, kept] @ fitted - goal).square().sum()) / len(x) / energy
 
-    reading = Reading.of(weight, gram, None, columns, ridge=1e-12)
+    metric = replace(Metric.of_inputs(weight, gram), ridge=1e-12)
+    reading = Eliminated.of(weight, metric, columns)
     first = reading.costs(range(6))
     assert first == pytest.approx([error([u]) for u in range(6)], rel=1e-5)
     order, scores = elimination([reading], 6)
