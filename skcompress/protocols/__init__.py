@@ -3,8 +3,8 @@
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
 `Regularizer`, `Criterion`, `DataCriterion` or `ChannelCriterion`, `Cost`, `Storage` or
 `Compressor`, and names it in the entry-point group of that kind. `docs/plugins.md` takes an author
-from an empty folder to a tested package. What of its parameters is worth searching it says in a class attribute
-`search_space`, in the words of `skcompress.spaces`.
+from an empty folder to a tested package. What of its parameters is worth searching it says in a
+class attribute `search_space`, in the words of `skcompress.spaces`.
 """
 
 from .allocation import Allocation, Choice, Layer, Prunable, SparsityAllocation
