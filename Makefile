@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) --constraint constraints.txt
 
-.PHONY: help quickstart test lint constraints clean
+.PHONY: help quickstart test lint hooks constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,13 +15,19 @@ help:  ## list the commands
 quickstart: $(VENV)/installed  ## train a small network on digits, compress it, print a table, save a plot
 	$(RUN) examples/quickstart.py
 
-test: $(VENV)/installed-plugins  ## run the tests of the package and of the plugins in plugins/
-	$(RUN) -m pytest tests $(wildcard $(PLUGINS:%=%/tests))
+# A process for each core, one thread each. Of tests/conftest.py, and ones that a test starts.
+test: export OMP_NUM_THREADS := 1
+test: $(VENV)/installed-plugins  ## run the tests of the package and of the plugins; ARGS="-n 0 -x" etc. go to pytest
+	$(RUN) -m pytest -q -n auto --dist worksteal $(ARGS) tests $(wildcard $(PLUGINS:%=%/tests))
 
 lint: $(VENV)/installed  ## check code and its format with ruff, types with mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+hooks: $(VENV)/installed  ## let git run ruff and mypy before each commit
+	$(PIP_INSTALL) pre-commit
+	$(RUN) -m pre_commit install
 
 constraints: $(VENV)/installed  ## bring constraints.txt in line with pyproject.toml; UPGRADE=--upgrade moves every pin
 	$(RUN) -m pip install --disable-pip-version-check --quiet uv

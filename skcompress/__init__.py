@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors, protocols, registry, spaces, testing
+    from .checkpoint import load, save, to_plain
+    from .checkpoint.streaming import compress_checkpoint
     from .compressors.low_rank import LowRankCompressor
     from .compressors.pruning.magnitude import MagnitudePruner
     from .compressors.pruning.pruner import Pruner
@@ -60,6 +62,10 @@ _HOMES = {
     "SpectrumDisplay": "plotting",
     "WeightDisplay": "plotting",
     "suggest_params": "tuning",
+    "compress_checkpoint": "checkpoint.streaming",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "to_plain": "checkpoint",
     "count_bytes": "metrics",
     "count_flops": "metrics",
     "count_nonzeros": "metrics",
@@ -95,17 +101,21 @@ __all__ = [
     "StableRank",
     "TuckerCompressor",
     "WeightDisplay",
+    "compress_checkpoint",
     "count_bytes",
     "count_flops",
     "count_nonzeros",
     "count_parameters",
     "errors",
+    "load",
     "measure_latency",
     "protocols",
     "registry",
+    "save",
     "spaces",
     "suggest_params",
     "testing",
+    "to_plain",
 ]
 
 

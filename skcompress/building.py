@@ -34,6 +34,8 @@ a fit
 `closest`            the `Outcome` whose outputs are closest to the original's, compared on data
 models
 `copied`             a copy with values of its own
+`note_shapes`        notes on a layer what it was before channels go, so that it can be saved
+`note_number`        the same of a number that a module holds, of heads for one
 `fold`               a copy with normalisations multiplied in; `foldable_norms` says which can be
 ==================== ===============================================================================
 """
@@ -49,6 +51,7 @@ from .fitting.memo import Recall
 from .fitting.reconstruction import Reconstruction, reconstruct
 from .fitting.steps import Steps
 from .layers import kind_of
+from .layers.narrowed import note_number, note_shapes
 from .layers.reparametrized import copied
 from .network.batches import Batch, Batches, batches, device_of, n_samples
 from .network.calls import costed
@@ -110,6 +113,8 @@ __all__ = [
     "least_squares",
     "matches",
     "n_samples",
+    "note_number",
+    "note_shapes",
     "observe",
     "reconstruct",
     "score",

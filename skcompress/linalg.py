@@ -17,14 +17,20 @@ whatever the condition. Matrices that are float64 already take `torch.linalg.svd
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .eigenvectors import left_vectors
+from .polar_express import inverse_root
+
 # Share of the energy below which directions are solved again in float64.
 _SAFE = 1e-2
+# Share of the energy below which a direction of a least-squares problem says nothing.
+_SILENT = 1e-7
 # Columns converted to a higher precision at a time, so that no copy of the weight is made.
 _CHUNK = 2048
 # Rows per block of the Gram matrix; only blocks on and below the diagonal are computed.
@@ -42,16 +48,20 @@ class Subspace(NamedTuple):
     vectors: Tensor
 
 
-def lower_gram(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def lower_gram(
+    matrix: Tensor, dtype: torch.dtype = torch.float64, basis: Tensor | None = None
+) -> Tensor:
     """Lower triangle of `matrix @ matrix.T`, computed in `dtype`.
 
     matrix : Tensor of shape (m, n), any strides
-    Returns a Tensor (m, m) of which nothing above the diagonal is to be read.
+    basis : Tensor of shape (m, k); where given, of `basis.T @ matrix` in place of the matrix
+    Returns a Tensor (m, m), or (k, k), of which nothing above the diagonal is to be read.
     """
-    m, n = matrix.shape
+    m, n = matrix.shape[0] if basis is None else basis.shape[1], matrix.shape[1]
     out = torch.zeros(m, m, dtype=dtype, device=matrix.device)
     for start in range(0, n, _CHUNK):
-        part = matrix[:, start : start + _CHUNK].to(dtype)
+        part = matrix[:, start : start + _CHUNK]
+        part = (part if basis is None else basis.mT @ part).to(dtype)
         for row in range(0, m, _BLOCK):
             block = part[row : row + _BLOCK]
             stop = row + block.shape[0]
@@ -81,7 +91,7 @@ def leading_subspace(matrix: Tensor) -> Subspace:
     n_safe = int((tails > _SAFE * tails[0]).sum())
     if n_safe < len(energies):
         rest = vectors[:, n_safe:]
-        energies[n_safe:], turned = _descending_eigh(lower_gram(rest.mT @ scaled))
+        energies[n_safe:], turned = _descending_eigh(lower_gram(scaled, basis=rest))
         vectors[:, n_safe:] = rest @ turned.to(rest.dtype)
     return Subspace(energies.sqrt() * scale.item(), vectors)
 
@@ -118,26 +128,27 @@ def balanced_factors(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     starts from balanced gradients.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    if tall:
-        other = matrix @ basis
-        scale = other.norm(dim=0)
-    else:
-        other = basis.mT @ matrix
-        scale = other.norm(dim=1)
-    root = scale.sqrt()
+    other = matrix @ basis if tall else basis.mT @ matrix
+    root = _norms(other, 0 if tall else 1).sqrt()
     # A direction without energy keeps its unit vector on one side and zeros on the other.
-    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
+    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root)).to(matrix.dtype)
+    root = root.to(matrix.dtype)
+    # In place: of a huge matrix this is the one more copy that decides how much memory it takes.
     if tall:
-        return other * inverse, root[:, None] * basis.mT
-    return basis * root, inverse[:, None] * other
+        return other.mul_(inverse), root[:, None] * basis.mT
+    return basis * root, other.mul_(inverse[:, None])
 
 
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Give columns of `left` (m, r) and rows of `right` (r, n) equal norms; same product."""
-    sizes = left.norm(dim=0), right.norm(dim=1)
-    root = (sizes[1] / sizes[0]).sqrt()
+    root = (_norms(right, 1) / _norms(left, 0)).sqrt()
     root = torch.where(torch.isfinite(root) & (root > 0), root, torch.ones_like(root))
-    return left * root, right / root[:, None]
+    return (left * root).to(left.dtype), (right / root[:, None]).to(right.dtype)
+
+
+def _norms(matrix: Tensor, dim: int) -> Tensor:
+    """Norms in float64: squares of huge and of tiny values leave the range of float32."""
+    return torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64)
 
 
 def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +176,25 @@ def cholesky(matrix: Tensor) -> Tensor:
         root, failed = torch.linalg.cholesky_ex(matrix + shift * identity)
         shift = 10 * shift
     return root
+
+
+def damped_solve(gram: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """Solve X gram = target, near `start` in the directions that `gram` says nothing of.
+
+    gram : float64 Tensor of shape (n, n), positive semi-definite but for rounding; of any scale,
+        also of each row and column by itself
+    target, start : (m, n)
+
+    No number gets larger than what is left to explain justifies: a direction that holds less than
+    `_SILENT` of what its coordinates hold stays as `start` has it. O(n^3 + m n^2).
+    """
+    sizes = gram.diagonal().clamp(min=0).sqrt()
+    # Of a coordinate that is never anything but zero nothing follows.
+    scale = torch.where(sizes > 0, 1 / sizes, torch.zeros_like(sizes))
+    scaled = gram * scale[:, None] * scale
+    scaled.diagonal().copy_(torch.ones_like(sizes) * (1 + _SILENT))
+    left = (target - start @ gram) * scale
+    return start + torch.cholesky_solve(left.mT, cholesky(scaled)).mT * scale
 
 
 def scaled_gram(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,8 +225,8 @@ def _gram(short: Tensor) -> Tensor:
 class Spectrum(NamedTuple):
     """Singular values of matrices M (..., m, n), m <= n, and what carries functions of them.
 
-    values : Tensor of shape (..., m), ascending; in float32, those below about 1e-3 of the
-        largest only roughly, since their vectors are mixed with each other
+    values : Tensor of shape (..., m), ascending; in float32 on a GPU, those below about 1e-3 of
+        the largest only roughly, since their vectors are mixed with each other
     vectors : Tensor Q of shape (..., m, m), of left singular vectors
     """
 
@@ -213,24 +243,33 @@ def spectrum(short: Tensor) -> Spectrum:
 
     short : Tensor of shape (..., m, n), m <= n
     """
+    if short.dim() > 2 and not short.is_cuda:
+        return Spectrum(*_of_each(spectrum, short))
     scaled, gram, scale = scaled_gram(short)
-    vectors = torch.linalg.eigh(gram, UPLO="L").eigenvectors
-    values = torch.linalg.vector_norm(vectors.mT @ scaled, dim=-1)
+    if short.is_cuda:
+        vectors, projected = torch.linalg.eigh(gram, UPLO="L").eigenvectors, None
+    else:
+        _, vectors, projected = left_vectors(scaled, gram)
+    values = torch.linalg.vector_norm(
+        vectors.mT @ scaled if projected is None else projected, dim=-1
+    )
     return Spectrum(values * scale[..., 0], vectors)
 
 
 class Polar(NamedTuple):
     """Polar factor U V^T = L R of matrices M = U S V^T, and two of their norms.
 
-    left : Tensor L of shape (..., m, m), (R R^T)^(-1/2)
-    right : Tensor R of shape (..., m, n), M itself or, where it is huge or tiny, a multiple
+    left : Tensor L of shape (..., m, m)
+    right : Tensor R of shape (..., m, n), whose rows span what those of M do
     nuclear, frobenius : Tensors of shape (...)
+    unit : Tensor E of shape (..., m, m), M / |M| = E R; zeros for a zero matrix
     """
 
     left: Tensor
     right: Tensor
     nuclear: Tensor
     frobenius: Tensor
+    unit: Tensor
 
 
 def polar_factor(short: Tensor) -> Polar:
@@ -238,54 +277,39 @@ def polar_factor(short: Tensor) -> Polar:
 
     short : float32 or float64 Tensor of shape (..., m, n), m <= n
 
-    As (M M^T)^(-1/2) M, in O(m^2 n): by eigenvectors; in float32 on a GPU by products
-    alone. Directions whose singular value is below about 1e-3 of the largest (1e-7 in
+    In O(m^2 n): by eigenvectors; in float32 on a GPU by products alone, as (M M^T)^(-1/2) M.
+    Directions whose singular value is below about 1e-6 of the largest (1e-3 on a GPU, 1e-7 in
     float64) count in proportion to it instead of fully. Zero matrices give zeros.
     """
+    by_products = short.is_cuda and short.dtype == torch.float32
+    if short.dim() > 2 and not by_products:
+        return Polar(*_of_each(polar_factor, short))
     scaled, gram, scale = scaled_gram(short)
     size = scale[..., 0, 0]
-    frobenius = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() * size
-    if short.is_cuda and short.dtype == torch.float32:
-        root = inverse_root(gram)
-        return Polar(root, scaled, (root * gram).sum((-2, -1)) * size, frobenius)
-    energies, vectors = torch.linalg.eigh(gram, UPLO="L")
-    floor = energies[..., -1:] * (8 * torch.finfo(short.dtype).eps)
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
+    inverse = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
+    unit = inverse[..., None, None] * torch.eye(
+        gram.shape[-1], dtype=gram.dtype, device=gram.device
+    )
+    if by_products:
+        left = inverse_root(gram)
+        return Polar(left, scaled, (left * gram).sum((-2, -1)) * size, norm * size, unit)
+    values, vectors, projected = left_vectors(scaled, gram)
+    eps = torch.finfo(short.dtype).eps
+    floor = values[-1] * (8 * eps if short.dtype == torch.float32 else (8 * eps) ** 0.5)
     # Nothing is left to divide by in a zero matrix; the smallest normal number will do.
-    roots = torch.maximum(energies, floor).clamp_(min=torch.finfo(short.dtype).tiny).rsqrt_()
-    # What rounding has made of vanishing energies has both signs, and adds up to nothing.
-    nuclear = (energies * roots).sum(-1) * size
-    left = (vectors * roots[..., None, :]) @ vectors.mT
-    return Polar(left, scaled, nuclear, frobenius)
+    lengths = torch.maximum(values, floor).clamp_(min=torch.finfo(short.dtype).tiny)
+    nuclear = (values * (values / lengths)).sum() * size
+    if projected is None:
+        return Polar((vectors / lengths) @ vectors.mT, scaled, nuclear, norm * size, unit)
+    # Products with multipliers as large as these would lose what float64 has found.
+    return Polar(
+        vectors, projected / lengths[:, None], nuclear, norm * size, vectors * (lengths * inverse)
+    )
 
 
-# Polynomials a + b y + c y^2 of the Polar Express for singular values down to 1e-3 (Amsel et
-# al. 2025, arXiv 2505.16932, table of the published implementation); the last one repeats.
-_POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    (1.875, -1.25, 0.375),
-)
-
-
-def inverse_root(gram: Tensor) -> Tensor:
-    """Give (G + d I)^(-1/2) of Gram matrices (..., m, m) by matrix products alone.
-
-    d is 2e-7 of the largest eigenvalue, so that what rounding leaves of the
-    smallest ones stays positive. The polar iteration X <- p(X X^T) X is carried out on
-    X X^T, which for a wide X is the smaller matrix.
-    """
-    m = gram.shape[-1]
-    identity = torch.eye(m, dtype=gram.dtype, device=gram.device)
-    size = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
-    state = gram / (1.01 * size) + 2e-7 * identity
-    root = identity
-    for a, b, c in _POLAR_EXPRESS:
-        step = a * identity + b * state + c * (state @ state)
-        root = step @ root
-        state = step @ state @ step
-    return root / (1.01 * size).sqrt()
+def _of_each(function: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor) -> Iterator[Tensor]:
+    """Stack what a function gives of each of matrices (..., m, n)."""
+    found = [function(one) for one in matrices.flatten(0, -3)]
+    for results in zip(*found, strict=True):
+        yield torch.stack(results).unflatten(0, matrices.shape[:-2])

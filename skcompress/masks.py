@@ -41,4 +41,7 @@ def n_nonzero(values: Tensor) -> int:
     """
     if values.device.type == "cpu" and values.dtype in _WITH_NUMPY:
         return int(np.count_nonzero(compared(values) != 0))
-    return int(torch.count_nonzero(values.detach()))
+    values = values.detach()
+    # torch counts in nothing smaller than half precision, but for integers.
+    small = values.is_floating_point() and values.dtype.itemsize == 1
+    return int(torch.count_nonzero(values.half() if small else values))

@@ -23,13 +23,12 @@ from .network.weights import (
     require_sites,
     select,
 )
-from .protocols import Regularizer
-from .regularizers.sum import SumRegularizer
+from .protocols import Modelwise, Regularizer
 
 
 @dataclass
-class _Met:
-    """What a regularizer remembers of a model.
+class _Participation:
+    """Which weights of a model take part in a penalty, and how often it was asked for each way.
 
     state : everything that the choice of weights depends on
     """
@@ -39,16 +38,24 @@ class _Met:
     calls: Counter[str] = field(default_factory=Counter)
 
 
-def weighted_penalty(regularizer: Regularizer, model: nn.Module) -> Tensor:
-    """Strength times the sum of penalties over a model's weights, as a scalar with a graph."""
-    model = unwrap(regularizer, model)
-    return _total(model, _due(regularizer, model, "penalty"))
+class OfWeights(Modelwise):
+    """Regularizers on the weights that compressors work on."""
+
+    def penalty(self, regularizer: Regularizer, model: nn.Module) -> Tensor:
+        model = unwrap(regularizer, model)
+        return _total(model, _due(regularizer, model, "penalty"))
+
+    def add_gradients_(self, regularizer: Regularizer, model: nn.Module, scale: float) -> None:
+        _add_gradients(regularizer, unwrap(regularizer, model), scale)
+
+    def prox_(self, regularizer: Regularizer, model: nn.Module, step: float) -> None:
+        _apply_prox(regularizer, unwrap(regularizer, model), step)
 
 
 def mean_penalty(regularizer: Regularizer, model: nn.Module) -> float:
-    """What `weighted_penalty` gives on average, whatever turn it is; counts as no call."""
+    """What a call of the regularizer gives on average, whatever turn it is; counts as no call."""
     model = unwrap(regularizer, model)
-    terms = [(t, strength, _meet(t, model).sites) for t, strength in _summands(regularizer)]
+    terms = [(t, strength, _participation(t, model).sites) for t, strength in _terms(regularizer)]
     with torch.no_grad():
         return float(_total(model, [term for term in terms if term[1] > 0 and term[2]]))
 
@@ -66,9 +73,7 @@ def _total(model: nn.Module, terms: Iterable[tuple[Regularizer, float, list[Site
     return total
 
 
-def add_gradients(regularizer: Regularizer, model: nn.Module, scale: float = 1.0) -> None:
-    """Add strength times the gradient of the penalties to `.grad` of the parameters."""
-    model = unwrap(regularizer, model)
+def _add_gradients(regularizer: Regularizer, model: nn.Module, scale: float) -> None:
     for term, strength, sites in _due(regularizer, model, "gradient"):
         # The graphs only lead from stored parameters to the weights that are read from
         # them: views, or what a parametrization computes.
@@ -85,13 +90,11 @@ def add_gradients(regularizer: Regularizer, model: nn.Module, scale: float = 1.0
             slope.hand_on()
 
 
-def apply_prox(regularizer: Regularizer, model: nn.Module, step: float) -> None:
-    """Replace the weights by their proximal points, `step` times strength away."""
+def _apply_prox(regularizer: Regularizer, model: nn.Module, step: float) -> None:
     owner = type(regularizer).__name__
-    model = unwrap(regularizer, model)
     if not (isfinite(step) and step >= 0):
         raise RegularizerValueError(f"{owner}.prox_", "step", "a finite number >= 0", step)
-    if isinstance(regularizer, SumRegularizer):
+    if any(part is not regularizer for part in regularizer.summands):
         raise ProximalError(owner)
     with torch.no_grad():
         for term, strength, sites in _due(regularizer, model, "prox"):
@@ -119,22 +122,22 @@ def _due(
     regularizer: Regularizer, model: nn.Module, way: str
 ) -> Iterator[tuple[Regularizer, float, list[Site]]]:
     """Yield the summands whose turn it is, each with its strength and its weights."""
-    for term, strength in _summands(regularizer):
-        met = _meet(term, model)
-        turn = met.calls[way] % term.every == 0
-        met.calls[way] += 1
-        if turn and strength > 0 and met.sites:
-            yield term, strength * term.every, met.sites
+    for term, strength in _terms(regularizer):
+        found = _participation(term, model)
+        turn = found.calls[way] % term.every == 0
+        found.calls[way] += 1
+        if turn and strength > 0 and found.sites:
+            yield term, strength * term.every, found.sites
 
 
-def _summands(regularizer: Regularizer) -> Iterator[tuple[Regularizer, float]]:
+def _terms(regularizer: Regularizer) -> Iterator[tuple[Regularizer, float]]:
+    """The penalties that are no sums, with the product of the strengths that they are under."""
     strength = _check_parameters(regularizer)
-    if isinstance(regularizer, SumRegularizer):
-        for part in regularizer.regularizers:
-            for term, share in _summands(part):
-                yield term, strength * share
-    else:
-        yield regularizer, strength
+    for part in regularizer.summands:
+        if part is regularizer:
+            yield part, strength
+        else:
+            yield from ((term, strength * share) for term, share in _terms(part))
 
 
 def _check_parameters(term: Regularizer) -> float:
@@ -146,26 +149,27 @@ def _check_parameters(term: Regularizer) -> float:
     return float(term.weight)
 
 
-def _meet(term: Regularizer, model: nn.Module) -> _Met:
+def _participation(term: Regularizer, model: nn.Module) -> _Participation:
     """Recall which weights of `model` take part; choose anew where something has changed.
 
     Choosing walks the whole model in Python, a noticeable part of a fast training step.
     """
-    met: _Met = term.__dict__.setdefault("_met", WeakKeyDictionary()).setdefault(model, _Met())
+    known = term.__dict__.setdefault("_participations", WeakKeyDictionary())
+    found: _Participation = known.setdefault(model, _Participation())
     state = (
         term.layers is None,
         as_patterns(term.layers),
         as_patterns(term.exclude),
         tuple((id(p), p.requires_grad, p.shape) for p in model.parameters()),
     )
-    if met.state != state:
+    if found.state != state:
         check_patterns("layers", term.layers, model)
         check_patterns("exclude", term.exclude, model)
         selection = select(model, term.layers, term.exclude)
         require_sites(type(term).__name__, selection)
-        met.sites = [site for site in selection.sites if site.slot.requires_grad]
-        met.state = state
-    return met
+        found.sites = [site for site in selection.sites if site.slot.requires_grad]
+        found.state = state
+    return found
 
 
 def _anywhere(model: nn.Module) -> Tensor:

@@ -72,21 +72,26 @@ def relative(values: Tensor) -> Tensor:
     """Divide each of non-negative values by the sum of those that are not smaller than it.
 
     Gives values in [0, 1] in the same order, the largest of which is 1; of equal ones, later ones
-    count as larger. Of more than 65,536 float32 values the sums are read off a histogram with
-    bins of 1/4096 of a value: those in one bin have half of it in their sum, so that the
-    largest comes out below 1 where several are as large.
+    count as larger. Of more than 65,536 float32 values that holds of the 65,536 largest; sums of
+    the others, which these are all part of, are read off a histogram with bins of 1/4096 of a
+    value: those in one bin have half of it in their sum. Of a million normally distributed
+    weights, squared, that is off by 2e-4 at most, of four million evenly distributed by 2e-3.
     """
     flat = values.reshape(-1)
     if not float(flat.max()) > 0:
         return torch.zeros_like(values)
     if len(flat) > _MANY and values.dtype == torch.float32:
         return _relative_by_bins(flat).reshape(values.shape)
+    return _relative_in_order(flat).reshape(values.shape)
+
+
+def _relative_in_order(flat: Tensor) -> Tensor:
     ordered, order = flat.sort(stable=True)
     sums = ordered.to(torch.float64).flip(0).cumsum(0).flip(0)
     shares = torch.where(ordered > 0, ordered / sums, torch.zeros_like(sums))
     result = torch.empty_like(flat)
     result[order] = shares.to(flat.dtype)
-    return result.reshape(values.shape)
+    return result
 
 
 def _relative_by_bins(flat: Tensor) -> Tensor:
@@ -107,6 +112,11 @@ def _relative_by_bins(flat: Tensor) -> Tensor:
     inverse = sums.reciprocal().to(torch.float32)
     for values, its_bits, there in zip(*cut, strict=True):
         torch.mul(values, inverse.index_select(0, (its_bits >> _BELOW) - first), out=there)
+    # Where few are larger a bin is much of the sum. All values of a bin are of nearly one size.
+    n_above = (own / ends.view(torch.float32)).flip(0).cumsum(0).flip(0)
+    exact = first + int((n_above > _MANY).sum())
+    largest = torch.as_tensor(compared(bits) >= exact << _BELOW).nonzero()[:, 0]
+    result[largest] = _relative_in_order(flat[largest])
     return result
 
 

@@ -30,9 +30,11 @@ KINDS: dict[str, tuple[type, ...]] = {
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
     "channel_criteria": (protocols.ChannelCriterion,),
+    "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
     "costs": (protocols.Cost,),
     "storages": (protocols.Storage,),
+    "layers": (protocols.LayerKind,),
 }
 
 
@@ -85,13 +87,18 @@ def make(kind: str, name: object) -> Any:
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def offered(space: Plugins) -> tuple[str | None, ...]:
-    """Names that a choice of plugins is between, of those that are installed now."""
+def offered(space: Plugins, *, with_data: bool = True) -> tuple[str | None, ...]:
+    """Names that a choice of plugins is between, of those that are installed now.
+
+    with_data : whether those count that say by `needs` what they need to know of data
+    """
     if space.names is not None:
         return tuple(name for name in space.names if name not in space.leave_out)
     found = [name for name in names(space.kind) if name not in space.leave_out]
     if space.protocol is not None:
         found = [name for name in found if issubclass(resolve(space.kind, name), space.protocol)]
+    if not with_data:
+        found = [name for name in found if not getattr(make(space.kind, name), "needs", ())]
     return tuple(found)
 
 
@@ -103,7 +110,7 @@ def _protocol(kind: str) -> tuple[type, ...]:
 
 def _entry_points(kind: str) -> list[EntryPoint]:
     _protocol(kind)
-    return _scan(f"skcompress.{kind}", _installed_state())
+    return _scan(f"skcompress.{kind}", installed())
 
 
 @lru_cache(maxsize=16)
@@ -116,8 +123,8 @@ def _scan(group: str, state: object) -> list[EntryPoint]:
     return points
 
 
-def _installed_state() -> tuple[tuple[str, int], ...]:
-    """What changes whenever a package is installed or removed: the folders on the path."""
+def installed() -> tuple[tuple[str, int], ...]:
+    """Give what changes whenever a package is installed or removed: the folders on the path."""
     return tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
 
 

@@ -41,16 +41,12 @@ class FloatRange:
     needs_data: bool = False
 
     def __post_init__(self) -> None:
-        _check_bounds(self, Real)
+        _check_bounds(self, Real, "a finite number")
 
 
 @dataclass(frozen=True)
 class IntRange:
-    """Whole numbers from `low` to `high`, both included.
-
-    log : drawn evenly in the logarithm
-    needs_data : makes sense only where the compressor is given calibration data
-    """
+    """Whole numbers from `low` to `high`, both included; the rest as of `FloatRange`."""
 
     low: int
     high: int
@@ -58,7 +54,7 @@ class IntRange:
     needs_data: bool = False
 
     def __post_init__(self) -> None:
-        _check_bounds(self, Integral)
+        _check_bounds(self, Integral, "a whole number")
 
 
 @dataclass(frozen=True)
@@ -161,11 +157,9 @@ def declared_space(estimator: Any) -> dict[str, Space]:
     return {name: found[name] for name in sorted(found) if found[name] is not None}  # type: ignore[misc]
 
 
-def _check_bounds(space: FloatRange | IntRange, kind: Any) -> None:
+def _check_bounds(space: FloatRange | IntRange, kind: Any, number: str) -> None:
     owner = type(space).__name__
-    number = "a whole number" if kind is Integral else "a finite number"
-    for name in ("low", "high"):
-        value: Any = getattr(space, name)
+    for name, value in (("low", space.low), ("high", space.high)):
         # bool is an Integral.
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             raise SearchRangeError(name, owner, number, value)

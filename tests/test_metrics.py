@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from skcompress import count_bytes, count_flops, count_parameters, measure_latency
-from skcompress.metrics import flop_counter
+from skcompress.metrics import _recurrent_flops, flop_counter
 
 
 def test_shared_parameters_count_once():
@@ -30,6 +31,50 @@ def test_bytes_include_buffers_and_follow_the_dtype():
     assert count_bytes(nn.Linear(4, 4).half()) == 40
 
 
+def test_bytes_of_views_count_once():
+    whole, model = torch.zeros(64, 64), nn.Module()
+    model.whole, model.part = nn.Parameter(whole), nn.Parameter(whole[:32])
+    model.register_buffer("row", whole[0], persistent=False)
+    model.alike = nn.Parameter(torch.zeros(1).expand(100))
+    assert count_bytes(model) == 64 * 64 * 4 + 4
+
+
+def test_bytes_of_tied_layers_without_values():
+    with torch.device("meta"):
+        one, other = nn.Linear(8, 8), nn.Linear(8, 8)
+        other.weight = one.weight
+        assert count_bytes(nn.Sequential(one, other, nn.LazyLinear(3))) == 4 * (64 + 8 + 8)
+
+
+@pytest.mark.parametrize(
+    ("convert", "expected"),
+    [
+        (torch.Tensor.to_sparse_coo, 10 * (8 + 8 + 4)),
+        (lambda t: t.to_sparse_bsr((5, 5)), 2 * 25 * 4),
+        (lambda t: t.to_sparse_csc(), 10 * 4),
+    ],
+)
+def test_bytes_of_sparse_tensors(convert, expected):
+    model = nn.Module()
+    model.register_buffer("sparse", convert(torch.eye(10)))
+    # Of compressed layouts, values, and at least a few indices.
+    assert expected <= count_bytes(model) <= expected + 250
+    assert count_bytes(model) != 400
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("layer", "n_weights"),
+    [(nn.Linear(64, 64), 64 * 64), (nn.LSTM(64, 32), 128 * 96), (nn.LSTMCell(64, 32), 128 * 96)],
+)
+def test_bytes_of_what_is_packed(layer, n_weights):
+    """Three alike: each is counted, though they are unpacked in the same place."""
+    model = nn.Sequential(*(copy.deepcopy(layer) for _ in range(3)))
+    quantize = torch.ao.quantization.quantize_dynamic
+    small = quantize(model, {type(layer)}, dtype=torch.qint8)
+    assert 3 * n_weights < count_bytes(small) < 3 * (n_weights + 8 * 128 + 200)
+
+
 def test_flops_of_a_convolution():
     conv = nn.Conv2d(3, 8, 3, bias=False)
     assert count_flops(conv, torch.zeros(2, 3, 6, 6)) == 2 * 2 * 8 * 4 * 4 * 27
@@ -42,6 +87,35 @@ def test_measuring_keeps_the_mode():
     count_flops(model, torch.zeros(1, 4))
     assert model.training
     assert not model[1].training
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        *((cls, {}) for cls in (nn.LSTM, nn.GRU, nn.RNN)),
+        *((cls, {"bidirectional": True, "num_layers": 2}) for cls in (nn.LSTM, nn.GRU, nn.RNN)),
+        (nn.LSTM, {"proj_size": 5}),
+    ],
+)
+def test_flops_of_recurrent_layers(cls, settings, packed, device):
+    """Every position meets every matrix once, whatever kernel computes it."""
+    layer = cls(8, 16, batch_first=True, device=device, **settings)
+    x = torch.zeros(3, 10, 8, device=device)
+    n_positions = 30
+    if packed:
+        lengths = torch.tensor([10, 7, 3])
+        x, n_positions = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True), 20
+    n_weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    assert count_flops(layer, x) == 2 * n_positions * n_weights
+
+
+def test_formulas_of_recurrent_kernels_of_gpus():
+    """What `aten._cudnn_rnn` is given: positions first, biases among the weights."""
+    weights = [(64, 8), (64, 16), (64,), (64,)]
+    assert _recurrent_flops((10, 3, 8), weights, 2, None) == 2 * 30 * (64 * 8 + 64 * 16)
+    assert _recurrent_flops((20, 8), weights, 2, None) == 2 * 20 * (64 * 8 + 64 * 16)
 
 
 def test_flops_of_attention_whatever_kernel_computes_it():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -373,3 +375,26 @@ def test_a_name_of_another_kind():
         registry.make("regularizers", "svd")
     with pytest.raises(PluginTypeError, match="regularizers must be names or instances"):
         registry.make("regularizers", SVDCompressor())
+
+
+def test_a_penalty_of_ones_own_needs_the_protocols_only():
+    """Nothing else is imported before a model comes, and then all of it works."""
+    code = """
+import sys, torch
+from skcompress.protocols import Regularizer
+class Squares(Regularizer):
+    def penalty(self, weight):
+        return weight.square().sum()
+    def prox(self, weight, step):
+        return weight / (1 + 2 * step)
+assert "skcompress.penalties" not in sys.modules
+layer = torch.nn.Linear(2, 2)
+torch.nn.init.ones_(layer.weight)
+both = Squares(1.0) + 0.5 * Squares(1.0)
+assert float(both(layer)) == 6.0
+both.add_grad_(layer)
+assert (layer.weight.grad == 3).all()
+Squares(1.0).prox_(layer, 0.5)
+assert (layer.weight == 0.5).all()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

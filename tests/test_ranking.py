@@ -80,10 +80,11 @@ def test_shares_of_many_numbers_keep_the_order_and_are_nearly_exact():
     values = numbers(200_000).reshape(400, 500)
     found, exact = relative(values), exact_relative(values)
     assert float(found.max()) <= 1.0
-    order = values.flatten().argsort()
+    order = values.flatten().argsort(stable=True)
     assert (found.flatten()[order].diff() >= 0).all()
-    close = ((found - exact) / exact.clamp(min=1e-30)).abs()[exact < 0.01]
-    assert float(close.max()) < 0.02
+    error = ((found - exact) / exact.clamp(min=1e-30)).abs()
+    assert float(error.max()) < 1e-3
+    assert float(error.flatten()[order[-60_000:]].max()) < 1e-5
 
 
 def test_shares_of_zeros_are_zero():

@@ -97,7 +97,7 @@ def lagrangian(options: Sequence[Options], budget: float) -> tuple[float, list[i
     return price, _spend(options, chosen.tolist(), left)
 
 
-def _spend(options: Sequence[Options], chosen: list[int], left: int) -> list[int]:
+def _spend(options: Sequence[Options], chosen: list[int], left: float) -> list[int]:
     """Take, again and again, the affordable option that saves the most error."""
     while True:
         best = (0.0, -1, -1)

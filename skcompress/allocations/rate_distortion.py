@@ -7,7 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..errors import AllocationValueError
 from ..protocols import Prunable, SparsityAllocation
+from ..spaces import Options, SearchSpace
+
+_NEEDS = {"predicted": "distortion", "measured": "measured_distortion"}
 
 # Numbers kept of one weight that are tried: shares of it, evenly spaced in the logarithm.
 _LEVELS = 24
@@ -24,14 +28,27 @@ class RateDistortion(SparsityAllocation):
     programming over the budget in steps of a few thousandths, and between the levels by going on
     along the straight line to the next.
 
-    The paper measures each loss by running the pruned network; here it is predicted to second
-    order, from the moments of a layer's inputs and of the gradients at its outputs (K-FAC), which
-    takes one backward pass instead of hundreds of forward ones. Needs data.
+    Needs data.
+
+    distortion : "predicted" to second order, from the moments of a layer's inputs and of the
+        gradients at its outputs (K-FAC), by one backward pass: right for few zeros, far too small
+        for many. Or "measured" as in the paper, by running the network on the data with the zeros
+        of each weight alone, 24 times for each.
 
     References: Xu et al. 2023, arXiv 2308.10438 (ICCV).
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("distortion",)
+    search_space: ClassVar[SearchSpace] = {"distortion": Options(tuple(_NEEDS))}
+
+    def __init__(self, distortion: str = "predicted"):
+        self.distortion = distortion
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        if self.distortion not in _NEEDS:
+            rule = "'predicted' or 'measured'"
+            raise AllocationValueError("RateDistortion", "distortion", rule, self.distortion)
+        return (_NEEDS[self.distortion],)
 
     def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:
         levels = [_levels(weight) for weight in weights]

@@ -101,7 +101,7 @@ class FactorizingCompressor(FactorizingSettings):
     @computing
     def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
         """Learn all there is; gives the compressed network where it was built on the way."""
-        method = self._checked(model, data)
+        method = self._checked(model)
         calibrated = uses_data(self, method.cost, data)
         selection = select(model, self.layers, self.exclude)
         require_sites(type(self).__name__, selection)
@@ -156,7 +156,7 @@ class FactorizingCompressor(FactorizingSettings):
         self._learn(outcome, offers, count_parameters(whole), (method.cost, n_whole), steps)
         return outcome.network
 
-    def _checked(self, model: nn.Module, data: object) -> Method:
+    def _checked(self, model: nn.Module) -> Method:
         """Refuse whatever can be refused before any work; resolve what settings name."""
         self._validate_params()
         owner = type(self).__name__

@@ -25,6 +25,7 @@ class FLOPs(Cost):
     """
 
     unit = "FLOPs"
+    gain = "smaller and faster"
     needs_inputs = True
 
     def of_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

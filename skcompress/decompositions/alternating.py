@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..linalg import cholesky, leading_subspace, short_side, tail_energies
+from ..linalg import leading_subspace, short_side, tail_energies
 from ..masks import masked
 from ..protocols import Metric
 from ..ranking import keep_largest
@@ -70,34 +70,37 @@ class Closest(Goal):
 class Outputs(Goal):
     """What a weight is to give on its inputs; in `dtype`, of turns that need not be exact.
 
-    metric : with a ridge; root : lower Cholesky factor of its gram; target : the regression
+    target : the regression
     """
 
-    def __init__(self, metric: Metric, root: Tensor, target: Tensor, dtype: torch.dtype):
-        output = None if metric.output is None else metric.output.to(dtype)
-        self._metric = Metric(metric.gram.to(dtype), metric.cross.to(dtype), 0.0, output)
-        self._root, self.target = root.to(dtype), target.to(dtype)
+    def __init__(self, metric: Metric, target: Tensor, dtype: torch.dtype):
+        self._metric, self._dtype, self.target = metric, dtype, target.to(dtype)
         # Of a number of the weight: what one of its unit makes of the outputs. Where outputs are
         # weighed with each other, only their own part decides which numbers are taken.
-        ones = torch.ones_like(self.target[:, :1])
-        if output is None or output.dim() == 1:
-            by_row = self._metric.seen(ones).abs()
+        ones = torch.ones_like(target[:, :1])
+        if metric.output is None or metric.output.dim() == 1:
+            by_row = metric.seen(ones).abs()
         else:
-            by_row = output.norm(dim=0)[:, None]
-        self._sizes = by_row * self._metric.gram.diagonal().clamp(min=0).sqrt()
+            by_row = metric.output.norm(dim=0)[:, None]
+        self._sizes = (by_row * metric.inputs.diagonal.clamp(min=0).sqrt()).to(dtype)
+        # A product with a matrix in lower precision is what takes the time.
+        self._gram = metric.gram.to(dtype)
 
     def seen(self, rest: Tensor) -> Tensor:
-        return self._metric.seen(rest) @ self._root
+        exact = rest.to(torch.float64)
+        return self._metric.inputs.whiten(self._metric.seen(exact)).to(self._dtype)
 
     def projected(self, rest: Tensor, seen: Tensor, basis: Tensor) -> Tensor:
+        exact, basis = rest.to(torch.float64), basis.to(torch.float64)
         if short_side(seen) is seen:
-            return self._metric.unseen(basis @ (basis.mT @ self._metric.seen(rest)))
-        right = torch.linalg.solve_triangular(self._root, basis.mT, upper=False, left=False)
-        return self._metric.unseen((seen @ basis) @ right)
+            found = basis @ (basis.mT @ self._metric.seen(exact))
+        else:
+            found = (seen.to(torch.float64) @ basis) @ self._metric.inputs.unwhiten(basis.mT)
+        return self._metric.unseen(found).to(self._dtype)
 
     def sparse(self, rest: Tensor, n_kept: int) -> Tensor:
         kept = keep_largest(rest.abs() * self._sizes, n_kept)
-        return refitted_values(self._metric.gram, rest, kept)
+        return refitted_values(self._gram, rest, kept)
 
 
 def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
@@ -107,6 +110,8 @@ def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
     in all rows at once. Exact least squares gains little more, and takes a system of equations for
     every row.
     """
+    size = float(rest.abs().amax()) or 1.0
+    rest = rest / size
     scale = 1 / gram.diagonal()
     tiny = torch.finfo(gram.dtype).tiny
     values = masked(rest, kept)
@@ -120,7 +125,7 @@ def refitted_values(gram: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
         scaled, before = slope * scale, power
         power = (slope * scaled).sum(1, keepdim=True)
         direction = scaled + power / before.clamp(min=tiny) * direction
-    return values
+    return values * size
 
 
 class Split:
@@ -165,9 +170,3 @@ def take_turns(goal: Goal, ranks: Iterable[int], n_kept: int, n_iter: int) -> It
                 last = min(last, largest, key=lambda split: split.lost(rank))
             best = min(best, last, key=lambda split: split.lost(rank))
         yield best.sparse
-
-
-def whitening(metric: Metric) -> tuple[Tensor, Tensor]:
-    """Lower Cholesky factor (n, n) of a gram, and the regression (out, n) of outputs on inputs."""
-    root = cholesky(metric.gram)
-    return root, torch.cholesky_solve(metric.cross.mT, root).mT

@@ -28,7 +28,7 @@ from ..protocols import (
 )
 from ..ranking import keep_largest
 from ..spaces import FloatRange, IntRange, SearchSpace
-from .alternating import Closest, Goal, Outputs, take_turns, whitening
+from .alternating import Closest, Goal, Outputs, take_turns
 from .svd import SVD, MatrixFactorization, fold_output
 
 # Ranks for which a sparse term is found, as shares of the largest that saves numbers. Between two
@@ -37,21 +37,19 @@ _PLACES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 
 class WhitenedFactorization(Factorization):
-    """Low-rank factors of a target in the metric of inputs, where its Cholesky factor is known.
+    """Low-rank factors of a target in the metric of inputs.
 
     target : (out, n), float64; base : squared error of the outputs that no weight avoids
     """
 
-    def __init__(
-        self, target: Tensor, shape: Sequence[int], metric: Metric, root: Tensor, base: float
-    ):
+    def __init__(self, target: Tensor, shape: Sequence[int], metric: Metric, base: float):
         out, n = target.shape
-        seen = metric.seen(target) @ root
+        seen = metric.inputs.whiten(metric.seen(target))
         values, directions = right_directions(seen)
         most = min(break_even(out, n), len(values))
         directions = directions[:, :most]
         self._left = metric.unseen(seen @ directions)
-        self._right = torch.linalg.solve_triangular(root, directions.mT, upper=False, left=False)
+        self._right = metric.inputs.unwhiten(directions.mT)
         ranks = np.arange(1, most + 1)
         tails = tail_energies(values)[:most]
         self._shape = tuple(shape)
@@ -183,31 +181,35 @@ class LowRankSparse(Decomposition):
         """How many numbers of a weight (out, in, *kernel) the sparse term stores."""
         return round(self.density * prod(shape))
 
-    def factorize(self, weight: Tensor) -> Factorization:
-        scheme, goal = self.scheme, Closest(weight)
+    def factorize(
+        self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
+    ) -> Factorization:
+        scheme, ranks = self.scheme, self._ranks(weight.shape)
+        if metric is not None:
+            return self._regression(weight, metric, ranks)
+        goal = Closest(weight)
 
         def low_rank(rest: Tensor) -> Factorization:
             return MatrixFactorization(rest, "output", fold_output, scheme)
 
         total = float(weight.to(torch.float64).square().sum())
-        ranks = self._ranks(weight.shape)
         return self._factorization(weight, goal, low_rank, total, ranks)
 
-    def regress(self, weight: Tensor, metric: Metric) -> Factorization:
-        return self._regress(weight, metric, self._ranks(weight.shape))
-
-    def regress_at(self, weight: Tensor, metric: Metric, rank: Rank) -> Factorization:
+    def factorize_at(
+        self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
+    ) -> Factorization:
         assert isinstance(rank, int)
-        return self._regress(weight, metric, [rank]).trim(rank)
+        return self._regression(weight, metric, [rank]).trim(rank)
 
-    def _regress(self, weight: Tensor, metric: Metric, ranks: Collection[int]) -> Factorization:
-        metric = metric.with_ridge(weight)
-        root, target = whitening(metric)
-        base = metric.energy - float((metric.seen(target) @ root).square().sum())
-        goal = Outputs(metric, root, target, weight.dtype)
+    def _regression(
+        self, weight: Tensor, metric: Metric, ranks: Collection[int]
+    ) -> LowRankSparseFactorization:
+        target = metric.inputs.solve(metric.cross)
+        base = metric.energy - float((metric.seen(target) * metric.seen(metric.cross)).sum())
+        goal = Outputs(metric, target, weight.dtype)
 
         def low_rank(rest: Tensor) -> Factorization:
-            return WhitenedFactorization(rest.flatten(1), weight.shape, metric, root, base)
+            return WhitenedFactorization(rest.flatten(1), weight.shape, metric, base)
 
         wanted = target.reshape(weight.shape)
         return self._factorization(wanted, goal, low_rank, metric.energy, ranks)

@@ -52,29 +52,27 @@ class RegressionFactorization(Factorization):
         out = weight.shape[0]
         rows, columns = unfold(weight, unfolding).shape
         places = rows // out
-        metric = metric.with_ridge(weight)
-        # Inputs in the order (places, columns): places are what of the kernel is in the rows.
-        numbers = torch.arange(weight[0].numel(), device=weight.device)
-        order = unfold(numbers.reshape(1, *weight.shape[1:]), unfolding).flatten()
-        gram, cross = metric.gram[order][:, order], metric.seen(metric.cross[:, order])
-        by_place = gram.reshape(places, columns, places, columns)
-        root = cholesky(by_place.diagonal(dim1=0, dim2=2).sum(-1) / places)
-        regression = torch.cholesky_solve(cross.mT, cholesky(gram)).mT.reshape(rows, columns)
+        inputs, cross = metric.inputs, metric.seen(metric.cross)
+        if places > 1:
+            # Inputs in the order (places, columns): places are what of the kernel is in the rows.
+            numbers = torch.arange(weight[0].numel(), device=weight.device)
+            order = unfold(numbers.reshape(1, *weight.shape[1:]), unfolding).flatten()
+            inputs, cross = inputs.of(order), cross[:, order]
+        of_columns = inputs.mean_of_blocks(places)
         most = min(rows, columns)
         if not every_rank:
             most = min(most, break_even(rows, columns))
-        values, directions = right_directions(regression @ root)
+        regression = inputs.solve(cross).reshape(rows, columns)
+        values, directions = right_directions(of_columns.whiten(regression))
         # Rows of the first factor, at every rank the first so many of them: Z^T L^-1.
-        self._right = torch.linalg.solve_triangular(
-            root, directions[:, :most].mT, upper=False, left=False
-        )
-        seen = torch.einsum("rc,kcld,sd->rksl", self._right, by_place, self._right)
-        self._root = cholesky(seen.reshape(most * places, most * places))
-        target = torch.einsum("rc,okc->rko", self._right, cross.reshape(out, places, columns))
-        # Row i: what the i-th number of z, less what those before it say, tells about y.
-        told = torch.linalg.solve_triangular(
-            self._root, target.reshape(most * places, out), upper=False
-        )
+        self._right = of_columns.unwhiten(directions[:, :most].mT)
+        told = torch.einsum("rc,okc->rko", self._right, cross.reshape(out, places, columns))
+        told = told.reshape(most * places, out)
+        self._root = None
+        if places > 1:  # what is read at one place alone is white already
+            self._root = cholesky(inputs.read_by(self._right, places))
+            # Row i: what the i-th number of z, less what those before it say, tells about y.
+            told = torch.linalg.solve_triangular(self._root, told, upper=False)
         gained = told.square().sum(1).reshape(most, places).sum(1).cumsum(0)
         self._told = metric.unseen(told.mT).mT
         ranks = np.arange(1, most + 1)
@@ -92,7 +90,9 @@ class RegressionFactorization(Factorization):
     def factors(self, weight: Tensor, rank: Rank) -> Factors:
         assert isinstance(rank, int)
         n = rank * self._places
-        left = torch.linalg.solve_triangular(self._root[:n, :n].mT, self._told[:n], upper=True)
+        left = self._told[:n]
+        if self._root is not None:
+            left = torch.linalg.solve_triangular(self._root[:n, :n].mT, left, upper=True)
         left = left.reshape(rank, self._places, -1).permute(2, 1, 0).flatten(0, 1)
         left, right = balance(left, self._right[:rank])
         return self._fold(left.to(weight.dtype), right.to(weight.dtype), weight.shape)
@@ -102,12 +102,11 @@ class RegressionFactorization(Factorization):
         n = rank * self._places
         result = copy.copy(self)
         result._right = self._right[:rank].clone()
-        result._root, result._told = self._root[:n, :n].clone(), self._told[:n].clone()
+        result._root = None if self._root is None else self._root[:n, :n].clone()
+        result._told = self._told[:n].clone()
         return result
 
 
 def least_squares(weight: Tensor, metric: Metric) -> Tensor:
     """Weight of any rank, of the shape of `weight`, that best gives the outputs from the inputs."""
-    metric = metric.with_ridge(weight)
-    found = torch.cholesky_solve(metric.cross.mT, cholesky(metric.gram)).mT
-    return found.reshape(weight.shape).to(weight.dtype)
+    return metric.inputs.solve(metric.cross).reshape(weight.shape).to(weight.dtype)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from ..protocols import Decomposition, Factors, Metric, Rank, Stage
+from ..protocols import Decomposition, Factorization, Factors, Metric, Rank, Stage
 from ..unfolding import separates
 from .regression import RegressionFactorization
 from .svd import MatrixFactorization
@@ -39,10 +39,11 @@ class SpatialSVD(Decomposition):
             return "needs a kernel longer than 1 along two axes"
         return None
 
-    def factorize(self, weight: Tensor) -> MatrixFactorization:
-        return MatrixFactorization(weight, "spatial", fold_spatial, self.scheme)
-
-    def regress(self, weight: Tensor, metric: Metric) -> RegressionFactorization:
+    def factorize(
+        self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
+    ) -> Factorization:
+        if metric is None:
+            return MatrixFactorization(weight, "spatial", fold_spatial, self.scheme)
         return RegressionFactorization(weight, "spatial", fold_spatial, self.scheme, metric)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:

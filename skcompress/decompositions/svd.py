@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import ClassVar
 
@@ -105,13 +105,13 @@ class SVD(Decomposition):
             return "without a kernel it is the same as 'output'"
         return None
 
-    def factorize(self, weight: Tensor) -> MatrixFactorization:
-        return MatrixFactorization(weight, self.unfolding, self._fold, self.scheme, self.every_rank)
-
-    def regress(self, weight: Tensor, metric: Metric) -> RegressionFactorization:
-        return RegressionFactorization(
-            weight, self.unfolding, self._fold, self.scheme, metric, self.every_rank
-        )
+    def factorize(
+        self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
+    ) -> Factorization:
+        how = (self.unfolding, self._fold, self.scheme)
+        if metric is None:
+            return MatrixFactorization(weight, *how, self.every_rank)
+        return RegressionFactorization(weight, *how, metric, self.every_rank)
 
     @property
     def _fold(self) -> Fold:

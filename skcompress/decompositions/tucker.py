@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from ..linalg import leading_subspace, short_side
-from ..protocols import Curve, Decomposition, Factorization, Factors, Rank, Spectrum, Stage
+from ..protocols import (
+    Curve,
+    Factorization,
+    Factors,
+    Rank,
+    Spectrum,
+    Stage,
+    WeightDecomposition,
+)
 from ..unfolding import unfold
 from .svd import SVD, MatrixFactorization, fold_output
 
@@ -105,7 +113,7 @@ def undominated(costs: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return keep
 
 
-class Tucker(Decomposition):
+class Tucker(WeightDecomposition):
     """Tucker-2 on convolutions (1 x 1, k x k between fewer channels, 1 x 1), SVD elsewhere.
 
     The rank is a pair (outputs, inputs) where there is a kernel, and a number elsewhere.
@@ -118,7 +126,7 @@ class Tucker(Decomposition):
     def scheme(self) -> str:
         return "tucker"
 
-    def factorize(self, weight: Tensor) -> Factorization:
+    def factorize_weight(self, weight: Tensor) -> Factorization:
         if prod(weight.shape[2:]) == 1:
             return MatrixFactorization(weight, "output", fold_output, self.scheme)
         return TuckerFactorization(weight, self.scheme)

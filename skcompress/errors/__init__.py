@@ -6,6 +6,13 @@ do next. Each also derives from the built-in exception that callers would expect
 
 from .base import SkcompressError
 from .budgets import BudgetError, MissingSpectrumError
+from .checkpoints import (
+    ArchitectureError,
+    CheckpointFileError,
+    FactoryError,
+    PlainError,
+    SaveError,
+)
 from .data import (
     BatchTypeError,
     CalibratedWeightError,
@@ -24,6 +31,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    HugeWeightError,
     InverseError,
     MetaWeightError,
     ModelCopyError,
@@ -36,6 +44,7 @@ from .models import (
 )
 from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
 from .plugins import (
+    LayerKindConflictError,
     MissingPluginError,
     NotInstalledError,
     PluginConflictError,
@@ -49,6 +58,7 @@ from .pruning import (
     CriterionScoreError,
     CriterionValueError,
     HeldWeightError,
+    HookedOptimizerError,
     MinKeptError,
     ScheduleError,
 )
@@ -72,15 +82,37 @@ from .searching import (
     UnsatisfiedConstraintError,
     ValidationShapeError,
 )
+from .streaming import (
+    CheckpointArchitectureError,
+    CheckpointBusyError,
+    CheckpointCompressorError,
+    CheckpointExistsError,
+    CheckpointMismatchError,
+    CheckpointPlaceError,
+    CheckpointSourceError,
+    CheckpointWriteError,
+    SourceChangedError,
+    UnfinishedCheckpointError,
+)
 
 __all__ = [
     "AllocationKindError",
     "AllocationValueError",
+    "ArchitectureError",
     "BatchTypeError",
     "BudgetError",
     "CalibratedWeightError",
     "CalibrationError",
     "CalibrationValueError",
+    "CheckpointArchitectureError",
+    "CheckpointBusyError",
+    "CheckpointCompressorError",
+    "CheckpointExistsError",
+    "CheckpointFileError",
+    "CheckpointMismatchError",
+    "CheckpointPlaceError",
+    "CheckpointSourceError",
+    "CheckpointWriteError",
     "ComputedWeightError",
     "ConstraintError",
     "CriterionScoreError",
@@ -89,10 +121,14 @@ __all__ = [
     "DenseScoreError",
     "EmptyDataError",
     "EstimatorTypeError",
+    "FactoryError",
     "FailedTrialsError",
     "ForwardError",
     "HeldWeightError",
+    "HookedOptimizerError",
+    "HugeWeightError",
     "InverseError",
+    "LayerKindConflictError",
     "MetaWeightError",
     "MinKeptError",
     "MissingDataError",
@@ -114,6 +150,7 @@ __all__ = [
     "OneShotDataError",
     "OutputShapeError",
     "OutputTypeError",
+    "PlainError",
     "PlanMismatchError",
     "PluginConflictError",
     "PluginLoadError",
@@ -121,16 +158,19 @@ __all__ = [
     "ProximalError",
     "RegularizerValueError",
     "SampleWeightError",
+    "SaveError",
     "ScheduleError",
     "ScoreError",
     "SearchDeclarationError",
     "SearchRangeError",
     "SelectionError",
     "SkcompressError",
+    "SourceChangedError",
     "SpaceChangedError",
     "StorageError",
     "StudyMismatchError",
     "TrainingDataError",
+    "UnfinishedCheckpointError",
     "UnknownNameError",
     "UnknownParameterError",
     "UnsatisfiedConstraintError",

@@ -56,6 +56,17 @@ class NonFiniteWeightError(SkcompressError, ValueError):
         )
 
 
+class HugeWeightError(SkcompressError, ValueError):
+    """A weight whose squares add up to infinity in the precision that is computed in."""
+
+    def __init__(self, layer: str, largest: float, shape: Sequence[int]):
+        super().__init__(
+            f"the weight of layer {layer!r} has values up to {largest:.3g} (shape {tuple(shape)}), "
+            "whose squares add up to infinity in float32: scale it down, convert the model to "
+            f"float64 with model.double(), or leave it out with exclude=[{layer!r}]"
+        )
+
+
 class MetaWeightError(SkcompressError, ValueError):
     """A weight without values where values are needed."""
 

@@ -53,6 +53,17 @@ class PluginTypeError(SkcompressError, TypeError):
         super().__init__(f"{kind} must be names or instances of {known}; got {what}{hint}")
 
 
+class LayerKindConflictError(SkcompressError, ValueError):
+    """Two kinds of layer that both take a module, and neither knows its class better."""
+
+    def __init__(self, module: str, kinds: Sequence[str]):
+        listed = " and ".join(map(repr, kinds))
+        super().__init__(
+            f"the layer kinds {listed} both take a {module}: uninstall the package of one of them, "
+            "or let one name a more derived class in its types"
+        )
+
+
 class MissingPluginError(SkcompressError, ImportError):
     """A public name of a plugin package that is not installed."""
 

@@ -65,6 +65,17 @@ class HeldWeightError(SkcompressError, ValueError):
         )
 
 
+class HookedOptimizerError(SkcompressError, TypeError):
+    """An optimizer that cannot be told to keep zeros."""
+
+    def __init__(self, owner: str, received: object):
+        super().__init__(
+            f"optimizer of {owner}.partial must be a torch.optim.Optimizer, whose steps can be "
+            f"hooked into; got {type(received).__name__}: pass the optimizer inside of it, or None "
+            "and call hold() of the schedule after each step"
+        )
+
+
 class ScheduleError(SkcompressError, RuntimeError):
     """A step more than a schedule has."""
 

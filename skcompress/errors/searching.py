@@ -77,12 +77,12 @@ class ConstraintError(SkcompressError, ValueError):
 
 
 class MissingValidationError(SkcompressError, ValueError):
-    """The name of a scikit-learn scorer, without the arrays that it needs."""
+    """The name of a scikit-learn scorer, or an objective, without the arrays that it needs."""
 
-    def __init__(self, owner: str, scoring: str, received: object = None):
+    def __init__(self, owner: str, setting: str, received: object = None):
         what = "" if received is None else f", which an object of type {type(received).__name__}"
         super().__init__(
-            f"scoring={scoring!r} of {owner} needs validation=(inputs, targets) in fit"
+            f"{setting} of {owner} needs validation=(inputs, targets) in fit"
             + (f"{what} is not" if what else "")
             + "; or pass a callable, scoring(model) -> float"
         )
@@ -130,18 +130,18 @@ class ValidationShapeError(SkcompressError, ValueError):
 
 
 class ScoreError(SkcompressError, ValueError):
-    """A score that is not a finite number."""
+    """A score, or what another objective gives, that is not a finite number."""
 
-    def __init__(self, received: object):
-        super().__init__(f"scoring must give a finite number; got {received!r}")
+    def __init__(self, source: str, received: object):
+        super().__init__(f"{source} must give a finite number; got {received!r}")
 
 
 class DenseScoreError(SkcompressError, ValueError):
-    """A `scoring` that fails for the uncompressed model, and so would in every trial."""
+    """A `scoring` or an objective that fails for the uncompressed model, and so in every trial."""
 
-    def __init__(self, cause: BaseException):
+    def __init__(self, source: str, cause: BaseException):
         super().__init__(
-            f"scoring fails for the uncompressed model: {type(cause).__name__}: {cause}"
+            f"{source} fails for the uncompressed model: {type(cause).__name__}: {cause}"
         )
 
 

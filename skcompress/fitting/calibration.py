@@ -15,7 +15,7 @@ from ..network.batches import Batches, n_samples
 from ..network.observing import observer
 from ..network.structure import Structure, look
 from ..network.weights import Site
-from ..protocols import Cost
+from ..protocols import Cost, SecondMoment
 from ..statistics.collecting import stream
 from ..statistics.gradients import output_moments
 from ..statistics.moments import Statistics
@@ -23,8 +23,8 @@ from .memo import Recall
 
 # Of a second moment of gradients, in units of the mean of its diagonal.
 DAMPING = 1e-3
-# Of sums of squares in float32, relative to them.
-ROUNDING = 1e-6
+# Squares of what rounding leaves of a number on its way through a network, relative to its own.
+ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def _root(moment: Tensor) -> Tensor:
     return cholesky(moment + damping * identity).mT.contiguous()
 
 
-def noise(grams: Tensor) -> list[float]:
-    """What is left by rounding of second moments (groups, n, n) that cancel with the mean's."""
-    return [ROUNDING * float(gram.diagonal().mean()) for gram in grams]
+def noise(covariance: SecondMoment, mean: Tensor) -> float:
+    """Variance that inputs which never change have by rounding."""
+    return ROUNDING * float((covariance.diagonal + mean.square()).mean())
 
 
 def on(device: torch.device, tensor: Tensor | None) -> Tensor | None:

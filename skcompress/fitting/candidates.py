@@ -15,12 +15,19 @@ from tqdm.auto import tqdm
 
 from ..errors import MetaWeightError
 from ..network.weights import Site
-from ..protocols import Curve, Decomposition, Factorization, Factors, Metric, Rank
+from ..protocols import (
+    Curve,
+    Decomposition,
+    Factorization,
+    Factors,
+    Metric,
+    Rank,
+    WeightDecomposition,
+)
 from ..statistics.gradients import kfac_energy
 from ..statistics.moments import Statistics
 from .calibration import Calibration, noise, on
 from .curves import merge_curves
-from .last_factor import knows_inputs, regressed
 
 NOT_REACHED = "no batch of the data reaches it"
 WEIGHTS_ONLY = "works in the metric of the weights only: use metric='weights'"
@@ -139,7 +146,7 @@ def of_inputs(
                 calibration.roots(site),
                 calibration.structure.takes_mean(site) is not None,
                 calibration.gradients.get(site.name),
-                () if all(map(knows_inputs, competing)) else tuple(sorted(asked)),
+                _asked(competing, asked),
             )
         )
     given = calibration
@@ -162,13 +169,18 @@ def _regressed(
         job = by_name[site.name]
         met = WeightOnData(working_weight(site, device), statistics, job.roots, job.centred)
         candidates = [
-            recall(_candidate, met, d, () if knows_inputs(d) else job.asked)
-            for d in job.decompositions
+            recall(_candidate, met, d, _asked([d], job.asked)) for d in job.decompositions
         ]
         kept = tuple(filter(None, candidates))
         energy = None if job.gradients is None else recall(_energy, met, job.gradients)
         reason = WEIGHTS_ONLY if job.decompositions and not kept else None
         yield job, Findings(kept, met.means(), energy, reason)
+
+
+def _asked(competing: Sequence[Decomposition], asked: Collection[int]) -> tuple[int, ...]:
+    """Ranks that have to be on offer; others than these decompositions offer every rank."""
+    some = any(isinstance(d, WeightDecomposition) for d in competing)
+    return tuple(sorted(asked)) if some else ()
 
 
 @dataclass(frozen=True)
@@ -181,24 +193,28 @@ class WeightOnData:
     centred: bool
 
     @cached_property
-    def grams(self) -> Tensor | None:
-        """Second moments of its inputs, those of the differences from the mean if `centred`."""
+    def metrics(self) -> list[Metric]:
+        """One for each group; made once for all decompositions, as they take large products."""
         moments = self.statistics.moments
         if moments is None:
-            return None
-        return moments.covariance if self.centred else moments.gram
+            assert self.statistics.lookups is not None
+            # One look-up more each: rows that the data does not have are kept as well as the
+            # others allow.
+            often = self.statistics.lookups.to(self.weight) + 1
+            return [Metric.of_rows(group, often) for group in self.weight]
+        device, metrics = self.weight.device, []
+        of_groups = moments.of_inputs(self.centred), self.roots, self.noise
+        for group, inputs, root, least in zip(self.weight, *of_groups, strict=True):
+            metric = Metric.of_inputs(group, inputs.to(device), on(device, root))
+            metrics.append(metric.with_ridge(group, least=least))
+        return metrics
 
-    @cached_property
-    def metrics(self) -> list[Metric]:
-        """One for each group; made once for all decompositions, as they take a large product."""
-        assert self.grams is not None
-        assert self.statistics.moments is not None
-        device, rest = self.weight.device, noise(self.statistics.moments.gram)
-        parts = zip(self.weight, self.grams, self.roots, rest, strict=True)
-        return [
-            Metric.of_inputs(group, gram.to(device), on(device, root), least)
-            for group, gram, root, least in parts
-        ]
+    @property
+    def noise(self) -> list[float]:
+        """What rounding leaves of inputs that never change, of each group."""
+        moments = self.statistics.moments
+        assert moments is not None
+        return [noise(*pair) for pair in zip(moments.covariances, moments.mean, strict=True)]
 
     def means(self) -> Means | None:
         """See `Findings`."""
@@ -213,39 +229,21 @@ def _candidate(
     met: WeightOnData, decomposition: Decomposition, asked: Collection[int]
 ) -> Candidate | None:
     """Cut a weight up in one way; None where that is for the metric of the weights only."""
-    if met.grams is None:
-        parts = _of_lookups(met.weight, met.statistics, decomposition)
-    else:
-        parts = regressed(decomposition, met.weight, met.metrics, asked)
-    return Candidate.of(decomposition, parts) if parts else None
+    pairs = zip(met.weight, met.metrics, strict=True)
+    parts = [decomposition.factorize(group, metric, asked) for group, metric in pairs]
+    found = Candidate.of(decomposition, parts)
+    return found if len(found.curve.costs) else None
 
 
 def _energy(met: WeightOnData, gradients: Tensor) -> float | None:
-    if met.grams is None:
+    moments = met.statistics.moments
+    if moments is None:
         return None
-    device = met.weight.device
-    return kfac_energy(met.weight, met.grams.to(device), gradients.to(device))
-
-
-def _of_lookups(
-    weight: Tensor, statistics: Statistics, decomposition: Decomposition
-) -> list[Factorization]:
-    """Factorise an embedding with every row as often as the data looks it up.
-
-    One more look-up each, so that rows which the data does not have are kept as well as
-    the others allow.
-    """
-    assert statistics.lookups is not None
-    from ..decompositions.svd import MatrixFactorization
-
-    often = (statistics.lookups.to(weight) + 1).sqrt()[:, None]
-    parts = [decomposition.factorize(often * w) for w in weight]
-    # Of a tall matrix these keep directions of rows, on which the weight itself can be
-    # projected: the best for its rows, each counted so often.
-    tall = len(often) > weight.shape[-1]
-    if tall and all(isinstance(part, MatrixFactorization) for part in parts):
-        return parts
-    return [decomposition.factorize(group) for group in weight]
+    # No weight counts for nothing where its inputs never change.
+    noisy = [
+        m.plus(least) for m, least in zip(moments.of_inputs(met.centred), met.noise, strict=True)
+    ]
+    return kfac_energy(met.weight, noisy, gradients.to(met.weight.device))
 
 
 def working_weight(site: Site, device: Any) -> Tensor:

@@ -45,11 +45,10 @@ def choose_options(
     n_total : what the whole model costs, in the unit of the layers
     cost : what the budget is one of
     """
-    gain = "smaller" if cost.unit == "parameters" else f"smaller and lower in {cost.unit}"
     if not isinstance(rank, dict):
         n_fixed = n_total - sum(layer.dense for layer in layers)
         try:
-            return _choose(layers, rank, allocation, n_fixed, gain)
+            return _choose(layers, rank, allocation, n_fixed, cost.gain)
         except BudgetError as error:
             raise error.of(cost.unit) from None
     choices: list[Choice | None] = [None] * len(layers)
@@ -58,7 +57,7 @@ def choose_options(
     for pattern, value in rank.items():
         members = [i for i in sorted(open_) if matches(pattern, where[i].names, where[i].modules)]
         open_.difference_update(members)
-        chosen, why = _choose([layers[i] for i in members], value, allocation, 0, gain)
+        chosen, why = _choose([layers[i] for i in members], value, allocation, 0, cost.gain)
         for i, choice, reason in zip(members, chosen, why, strict=True):
             choices[i], reasons[i] = choice, reason
     return choices, reasons

@@ -17,11 +17,13 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..errors import NonFiniteWeightError
+from ..errors import HugeWeightError, NonFiniteWeightError
 from ..network.batches import Batches
 from ..network.weights import Site
 
 _PROBE = 4096
+# Sums of products below which squares cannot add up to infinity.
+_HUGE = 1e15
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -53,7 +55,8 @@ def fingerprint(name: str, weight: Tensor) -> Fingerprint:
     pass at the speed of memory, where hashing bytes would cost more than the SVDs saved. What
     is lost in the rounding of these products, such as a change of one number in its last
     digits, goes unnoticed.
-    The same pass finds NaN and infinity: `NonFiniteWeightError` of the layer `name`.
+    The same pass finds NaN and infinity, `NonFiniteWeightError` of the layer `name`, and values
+    that nothing can be computed of, `HugeWeightError`.
     """
     flat = weight.reshape(-1)
     probe = _probe(weight.dtype, weight.device)
@@ -65,6 +68,11 @@ def fingerprint(name: str, weight: Tensor) -> Fingerprint:
         n_bad = int(weight.numel() - torch.isfinite(weight).sum())
         if n_bad:  # finite weights can still overflow the sums
             raise NonFiniteWeightError(name, n_bad, weight.shape)
+    # Where squares add up to infinity every error would come out so; sums bound the values.
+    if weight.numel() and not float(sums.abs().amax()) < _HUGE:
+        norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+        if norm > torch.finfo(weight.dtype).max ** 0.5:
+            raise HugeWeightError(name, float(weight.abs().amax()), weight.shape)
     found = hashlib.blake2b(repr(tuple(weight.shape)).encode(), digest_size=8)
     found.update(sums.cpu().numpy().tobytes())
     return Fingerprint(int.from_bytes(found.digest(), "little"), weight.device)

@@ -13,9 +13,9 @@ from ..network.weights import Site
 from ..protocols import Choice, Metric, Rank
 from .candidates import working_weight
 from .digests import Fingerprint
-from .fitted import DenseWeight, FactoredWeight, Replacement
-from .last_factor import refitted
+from .fitted import DenseWeight, FactoredWeight, Recipe, Replacement
 from .offers import Offer, WeightOffers, stored
+from .refining import refined
 
 
 class Factoring:
@@ -49,8 +49,7 @@ class Factoring:
             return None
         offer, rank = self._chosen[site.name]
         factors = offer.factors(working_weight(site, self._device), rank)
-        decomposition = offer.candidate.decomposition
-        return FactoredWeight(self._seen[site.name], factors, decomposition, offer.storage, rank)
+        return FactoredWeight(self._seen[site.name], factors, _recipe(offer, rank))
 
     def of_inputs(self, site: Site, weight: Tensor, metrics: Sequence[Metric]) -> Replacement:
         """Give what replaces a weight for these inputs and goals: factors, or another weight."""
@@ -60,8 +59,12 @@ class Factoring:
         offer, rank = self._chosen[site.name]
         decomposition = offer.candidate.decomposition
         parts = [
-            refitted(decomposition, known, *pair, rank).factors(pair[0], rank)
+            refined(decomposition.factorize_at(*pair, rank, known).factors(pair[0], rank), pair[1])
             for known, pair in zip(offer.candidate.parts, pairs, strict=True)
         ]
         factors = stored(parts, offer.storage)
-        return FactoredWeight(seen, factors, decomposition, offer.storage, rank)
+        return FactoredWeight(seen, factors, _recipe(offer, rank))
+
+
+def _recipe(offer: Offer, rank: Rank) -> Recipe:
+    return Recipe(offer.candidate.decomposition, offer.storage, rank)

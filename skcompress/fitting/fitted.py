@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import CalibratedWeightError
 from ..layers import kind_of, substitute
-from ..layers.chain import empty_factors, merge_stages, multiply_out
+from ..layers.chain import empty_factors, merge_stages
 from ..layers.writing import write_weights
 from ..network.normalization import fold
 from ..network.weights import Patterns, Selection, Site, check_model, select
 from ..plan import Plan
 from ..protocols import Decomposition, Factors, Rank, Storage
+from ..protocols.product import multiply_out
 from ..threads import results_side_by_side
 from .candidates import Means, working_weight
 from .choices import compare_to_plan, restore_ties
@@ -53,28 +54,42 @@ class Replacement(ABC):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How factors are made of a weight (groups, out, in, *kernel)."""
+
+    decomposition: Decomposition
+    storage: Storage
+    rank: Rank
+
+    def factors(self, weight: Tensor) -> Factors:
+        """Factorise a weight, by itself."""
+        parts = [self.decomposition.factorize(group).factors(group, self.rank) for group in weight]
+        return stored(parts, self.storage)
+
+    def without_values(self, weight: Tensor) -> Factors:
+        """Give factors of the shapes that those of a weight have, on its device."""
+        groups, *shape = weight.shape
+        stages = self.storage.stages(self.decomposition.stages(shape, self.rank))
+        return empty_factors(merge_stages(stages, groups), weight.dtype, str(weight.device))
+
+
+@dataclass(frozen=True)
 class FactoredWeight(Replacement):
-    """Factors of a weight: `factors`, and how others are made of other weights."""
+    """Factors of a weight, and how others are made of other weights."""
 
     keeps_layer = False
     fingerprint: Fingerprint
     factors: Factors
-    decomposition: Decomposition
-    storage: Storage
-    rank: Rank
+    recipe: Recipe
 
     def value(self, weight: Tensor) -> Factors:
         return self.factors
 
     def anew(self, weight: Tensor) -> Factors:
-        made = [self.decomposition.factorize(group) for group in weight]
-        parts = [part.factors(group, self.rank) for part, group in zip(made, weight, strict=True)]
-        return stored(parts, self.storage)
+        return self.recipe.factors(weight)
 
     def without_values(self, weight: Tensor) -> Factors:
-        groups, *shape = weight.shape
-        stages = self.storage.stages(self.decomposition.stages(shape, self.rank))
-        return empty_factors(merge_stages(stages, groups), weight.dtype, str(weight.device))
+        return self.recipe.without_values(weight)
 
 
 @dataclass(frozen=True)

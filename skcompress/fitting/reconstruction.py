@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..layers import kind_of
-from ..layers.kind import carry_over
+from ..layers import carry_over, kind_of
 from ..layers.reparametrized import copied
 from ..lockstep.anchored import Anchored
 from ..lockstep.lockstep import Lockstep
@@ -149,8 +148,9 @@ def _fitted(
         site = own[slot]
         weight = working_weight(site, device)
         target = calibration.structure.takes_mean(site)
-        goal = moments if target is None else moments.centred()
-        made = fit(site, weight, metrics_of(goal, noise(moments.gram), weight.device, ridge))
+        goal = moments.with_means() if target is None else moments
+        least = [noise(*pair) for pair in zip(moments.squares, moments.inputs, strict=True)]
+        made = fit(site, weight, _metrics(goal, least, weight, ridge))
         done.replacements[site.name] = made
         if target is not None:
             means = moments.inputs.to(weight.device), moments.outputs.to(weight.device)
@@ -158,24 +158,17 @@ def _fitted(
     return offsets
 
 
-def metrics_of(
-    goal: Anchored, rest: Iterable[float], device: torch.device, ridge: float
-) -> list[Metric]:
-    """One metric for each group of a weight.
+def _metrics(goal: Anchored, least: Iterable[float], weight: Tensor, ridge: float) -> list[Metric]:
+    """One metric for each group of a weight (groups, out, in, *kernel).
 
-    rest : what rounding leaves of the moments of each, see `Metric.noise`
+    least : what rounding leaves of inputs that never change
     """
-    return [
-        Metric(
-            goal.gram[g].to(device),
-            goal.cross[g].to(device),
-            float(goal.energy[g].sum()),
-            on(device, root),
-            ridge=ridge,
-            noise=least,
-        )
-        for g, (root, least) in enumerate(zip(goal.roots, rest, strict=True))
-    ]
+    metrics, device = [], weight.device
+    parts = zip(goal.squares, goal.cross, goal.energy, goal.roots, least, weight, strict=True)
+    for inputs, cross, energy, root, rest, group in parts:
+        metric = Metric(inputs.to(device), cross.to(device), float(energy.sum()), on(device, root))
+        metrics.append(metric.with_ridge(group, ridge, rest))
+    return metrics
 
 
 def _stand_in(

@@ -12,69 +12,65 @@ References: Liu & Nocedal 1989 (L-BFGS); arXiv 2511.04494 (data-aware tensor dec
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
-from ..layers.chain import multiply_out
-from ..protocols import Factorization, Factors, Metric, Rank
+from ..protocols import Factors, Metric
+from ..protocols.product import multiply_out
 
 # Most of what is to be gained is gained in the first ones.
 ITERATIONS = 30
-
-
-class RefinedFactorization(Factorization):
-    """A factorisation at one rank, its factors refined."""
-
-    def __init__(self, closed: Factorization, weight: Tensor, metric: Metric, rank: Rank):
-        self.curve = closed.curve
-        self._factors = closed.factors(weight, rank)
-        # Moments that are little but rounding are nothing to be exact about.
-        if metric.noise < metric.ridge * float(metric.gram.diagonal().mean()):
-            self._factors = refined(self._factors, metric.with_ridge(weight))
-
-    def factors(self, weight: Tensor, rank: Rank) -> Factors:
-        return self._factors
-
-    def trim(self, rank: Rank) -> RefinedFactorization:
-        return self
 
 
 def refined(factors: Factors, metric: Metric) -> Factors:
     """Lower the mean squared error of the outputs, by changing all factors.
 
     Gives factors of the same shapes and dtype; the given ones are untouched. Where these are
-    optimal already, as in a product of two matrices, they come back.
+    optimal already, as a product of two matrices in closed form, they come back.
     """
+    if _is_product_of_matrices(factors):
+        return factors
+    # In units of their own size, so that steps and tolerances mean the same for every weight.
+    sizes = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) or 1.0 for t in factors.stored]
+    given = zip(factors.stored, sizes, strict=True)
+    start = torch.cat([(t.to(metric.cross) / size).flatten() for t, size in given])
+    numbers = [t.numel() for t in factors.stored]
     energy = metric.energy or 1.0
-    values: list[float] = []
-    # A caller's inference mode would make tensors that nothing can be differentiated by.
-    with torch.inference_mode(False), torch.enable_grad():
-        tensors = [
-            t.to(metric.gram, copy=True, memory_format=torch.contiguous_format).requires_grad_()
-            for t in factors.stored
-        ]
 
-        def evaluate() -> Tensor:
-            """Relative error; and its gradient, written to the tensors."""
-            weight = multiply_out(factors.holding(tensors)).flatten(1)
+    def stored(flat: Tensor) -> list[Tensor]:
+        parts = zip(flat.split(numbers), factors.stored, sizes, strict=True)
+        return [size * part.reshape(t.shape) for part, t, size in parts]
+
+    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        """Relative error, and its gradient."""
+        # A caller's inference mode would make tensors that nothing can be differentiated by.
+        with torch.inference_mode(False), torch.enable_grad():
+            variables = torch.tensor(flat, device=start.device).requires_grad_()
+            weight = multiply_out(factors.holding(stored(variables))).flatten(1)
             with torch.no_grad():
-                slope = weight @ metric.gram - metric.cross
+                slope = metric.inputs.times(weight) - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
-                values.append(float(value) / energy)
-            slopes = torch.autograd.grad(weight, tensors, gradient)
-            for tensor, found in zip(tensors, slopes, strict=True):
-                tensor.grad = found.contiguous()
-            return value / energy
+            (found,) = torch.autograd.grad(weight, variables, gradient)
+        return float(value) / energy, found.cpu().numpy()
 
-        optimizer = torch.optim.LBFGS(
-            tensors, max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe",
-            tolerance_grad=1e-9, tolerance_change=1e-12,
-        )  # fmt: skip
-        optimizer.step(evaluate)  # type: ignore[arg-type]
-        evaluate()
+    # torch's own optimizer imports torch's compiler, which takes seconds.
+    limits = {"maxiter": ITERATIONS, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-9}
+    first = start.cpu().numpy()
+    done = minimize(evaluate, first, jac=True, method="L-BFGS-B", options=limits)
     # An error below zero is one of moments that do not belong together, by rounding.
-    if not 0 <= values[-1] <= values[0]:
+    if not 0 <= done.fun <= evaluate(first)[0]:
         return factors
-    found = zip(tensors, factors.stored, strict=True)
-    return factors.holding([new.detach().to(old.dtype) for new, old in found])
+    found = zip(stored(torch.tensor(done.x, device=start.device)), factors.stored, strict=True)
+    return factors.holding([new.to(old.dtype) for new, old in found])
+
+
+def _is_product_of_matrices(factors: Factors) -> bool:
+    """Whether a matrix of all inputs is followed by one without kernel, and nothing else."""
+    if len(factors.tensors) != 2 or factors.sparse is not None or set(factors.groups) != {1}:
+        return False
+    return prod(factors.tensors[1].shape[2:]) == 1

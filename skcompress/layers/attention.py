@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factors
-from .inputs import Inputs, rows
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot, rows
 from .linear import FactorizedLinear, linear, stored_factors
 from .reparametrized import computed_names, holds_more
+from .taking_over import dense_copy, matrix_reader, overrides
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _SETTINGS = ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first",
@@ -28,6 +27,8 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
     the three input projections is factorised they stay one parameter, `packed_weight`:
     only so can it be shared with another layer.
     """
+
+    kind = "attention"
 
     # Sends whoever looks inside to the separate `q_proj_weight`, ..., and keeps
     # nn.TransformerEncoderLayer from handing projection weights to its fused kernel.
@@ -67,12 +68,15 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
             return None
         return torch.cat([self._input_weight(part) for part in range(3)])
 
-    def _project(self, part: int, x: Tensor) -> Tensor:
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         if self.packed_weight is not None:
-            x = F.linear(x, self._input_weight(part))
+            w_q, w_k, w_v = self.packed_weight.chunk(3)
+            projected = [F.linear(query, w_q), F.linear(key, w_k), F.linear(value, w_v)]
         else:
-            x = getattr(self, _INPUTS[part])(x)
-        return x if self.in_proj_bias is None else x + self.in_proj_bias.chunk(3)[part]
+            projected = [self.q_proj(query), self.k_proj(key), self.v_proj(value)]
+        if self.in_proj_bias is None:
+            return projected
+        return [x + bias for x, bias in zip(projected, self.in_proj_bias.chunk(3))]  # noqa: B905
 
     def forward(
         self,
@@ -85,7 +89,7 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if query.is_nested:
+        if not torch.jit.is_scripting() and query.is_nested:
             if attn_mask is not None or key_padding_mask is not None:
                 raise RuntimeError("masks of nested tensors are not supported")
             return self._forward_nested(query), None
@@ -99,25 +103,28 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         elif not self.batch_first:
             inputs = [x.transpose(0, 1) for x in inputs]
 
-        q, k, v = (self._project(part, x) for part, x in enumerate(inputs))
+        q, k, v = self._projected(inputs[0], inputs[1], inputs[2])
         k = self._extend(k, self.bias_k)
         v = self._extend(v, self.bias_v)
         mask = self._merged_mask(attn_mask, key_padding_mask, q.dtype)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = self._by_head(q), self._by_head(k), self._by_head(v)
         dropout = self.dropout if self.training else 0.0
-        weights = None
+        weights: Tensor | None = None
         if need_weights:
             scores = (q * self.head_dim**-0.5) @ k.mT
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            weights = F.dropout(weights, dropout) if dropout else weights
-            mixed = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
+            shares = (scores if mask is None else scores + mask).softmax(-1)
+            shares = F.dropout(shares, dropout) if dropout > 0 else shares
+            mixed = shares @ v
+            weights = shares.mean(1) if average_attn_weights else shares
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
         if not batched:
             return output[0], None if weights is None else weights[0]
         return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _forward_nested(self, sequences: Tensor) -> Tensor:
         """Self-attention of a nested tensor, as nn.TransformerEncoder makes of a padded one."""
@@ -138,18 +145,28 @@ class FactorizedMultiheadAttention(nn.Module, Factorized):
         self, attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
         """One additive mask (b or 1, heads or 1, queries or 1, keys), or None."""
-        n_extra = (self.bias_k is not None) + bool(self.add_zero_attn)
-        merged = None
+        n_extra = int(self.bias_k is not None) + int(self.add_zero_attn)
+        merged: Tensor | None = None
         if attn_mask is not None:
-            merged = F.pad(_additive(attn_mask, dtype), (0, n_extra))
-            if merged.dim() == 3:
-                merged = merged.unflatten(0, (-1, self.num_heads))
-            else:
-                merged = merged[None, None]
+            extended = F.pad(_additive(attn_mask, dtype), (0, n_extra))
+            by_head = extended.dim() == 3
+            merged = (
+                extended.unflatten(0, (-1, self.num_heads)) if by_head else extended[None, None]
+            )
         if padding is not None:
             pad = F.pad(_additive(padding, dtype), (0, n_extra))[:, None, None]
             merged = pad if merged is None else merged + pad
         return merged
+
+    def factors(self) -> dict[str, Factors]:
+        return {
+            name: projection.factors()[""]
+            for name, projection in self.named_children()
+            if isinstance(projection, Factorized)
+        }
+
+    def to_plain(self, memo: Memo) -> str:
+        return "factors inside attention, which nn.MultiheadAttention takes whole"
 
     def to_dense(self, memo: Memo) -> nn.Module:
         attention = nn.MultiheadAttention(
@@ -200,12 +217,9 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class AttentionKind(LayerKind):
     """`torch.nn.MultiheadAttention`; owns the projection layer inside it."""
 
-    name = "MultiheadAttention"
+    types = (nn.MultiheadAttention,)
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.MultiheadAttention)
 
     def refusal(self, module: Any) -> str | None:
         if computed_names(module) or computed_names(module.out_proj):
@@ -219,7 +233,7 @@ class AttentionKind(LayerKind):
         if packed is None:
             whole = [getattr(module, f"{name}_weight") for name in _INPUTS]
             inputs = [
-                Slot(name, 1, _whole(p), (p,), tieable=False)
+                Slot(name, 1, matrix_reader(p), (p,), tieable=False)
                 for name, p in zip(_INPUTS, whole, strict=True)
             ]
         else:
@@ -228,7 +242,7 @@ class AttentionKind(LayerKind):
                 for part, name in enumerate(_INPUTS)
             ]
         out = module.out_proj.weight
-        return [*inputs, Slot("out_proj", 1, _whole(out), (out,), tieable=False)]
+        return [*inputs, Slot("out_proj", 1, matrix_reader(out), (out,), tieable=False)]
 
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
         projections: dict[str, nn.Module] = {}
@@ -281,10 +295,6 @@ def _same(query: Tensor, key: Tensor) -> bool:
         return query is key
     same_place = query.data_ptr() == key.data_ptr() and query.stride() == key.stride()
     return same_place and query.shape == key.shape
-
-
-def _whole(parameter: Tensor) -> Callable[[], Tensor]:
-    return lambda: parameter[None]
 
 
 def _third(parameter: Tensor, part: int) -> Callable[[], Tensor]:

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factors, Sparse
-from .chain import multiply_out
-from .inputs import Inputs
-from .kind import LayerKind, Memo, Slot, dense_copy, overrides
+from ..protocols import Factors, Inputs, LayerKind, Memo, Pivots, Slot, Sparse
+from ..protocols.product import multiply_out
 from .linear import dense_weight, stored_factors
 from .patches import patches, pixels, transposed_patches
 from .pivot import PivotedFactor, with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 from .sparse import LayerChain, SparseTerm
+from .taking_over import dense_copy, overrides
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -74,7 +73,7 @@ class SparseConv(SparseTerm):
 
     @property
     def weight(self) -> Tensor:
-        weight = self._placed()
+        weight = self.sparse.weight
         return _swap_channels(weight, self.groups) if self.transposed else weight
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -98,6 +97,8 @@ class FactorizedConv(LayerChain):
     padding and dilation of that axis; the last stage holds the bias. Reading `weight`
     multiplies the factors out to the shape that the original had.
     """
+
+    kind = "convolution"
 
     @classmethod
     def from_factors(cls, conv: Any, factors: Factors, bias: nn.Parameter | None) -> FactorizedConv:
@@ -133,20 +134,21 @@ class FactorizedConv(LayerChain):
 
     @property
     def weight(self) -> Tensor:
-        groups = tuple(stage.groups for stage in self.links)
-        if not self.transposed:
-            weights = tuple(stage.weight for stage in self.links)
-            return self.plus_term(multiply_out(Factors(weights, groups), self.groups))
-        straight = tuple(
-            s.weight if isinstance(s, PivotedFactor) else _swap_channels(s.weight, s.groups)
-            for s in self.links
-        )
-        product = multiply_out(Factors(straight, groups), self.groups)
-        return self.plus_term(_swap_channels(product, self.groups))
+        product = multiply_out(self.factors()[""], self.groups)
+        return _swap_channels(product, self.groups) if self.transposed else product
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        if output_size is None:
-            return super().forward(input)
+    @staticmethod
+    def _factor(link: Any) -> tuple[Tensor, int, Pivots | None]:
+        weight, groups, pivots = LayerChain._factor(link)
+        swapped = pivots is None and link.transposed
+        return _swap_channels(weight, groups) if swapped else weight, groups, pivots
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.jit.is_scripting() and output_size is not None:
+            return self._of_size(input, output_size)
+        return self._chained(input)
+
+    def _of_size(self, input: Tensor, output_size: Sequence[int]) -> Tensor:
         n_axes = len(self.kernel_size)
         target = list(output_size)[-n_axes:]
         pivoted = [isinstance(stage, PivotedFactor) for stage in self.links]
@@ -184,12 +186,9 @@ def _axis_owners(kernels: Sequence[Sequence[int] | None]) -> tuple[int, ...]:
 class ConvKind(LayerKind):
     """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` and their transposed forms."""
 
-    name = "Conv"
+    types = (*_CONV.values(), *_TRANSPOSED.values())
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, (*_CONV.values(), *_TRANSPOSED.values()))
 
     def refusal(self, module: Any) -> str | None:
         table = _TRANSPOSED if module.transposed else _CONV

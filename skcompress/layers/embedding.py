@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..protocols import Factors
-from .chain import multiply_out
-from .inputs import Lookups
-from .kind import Factorized, LayerKind, Memo, Slot, overrides
+from ..protocols import Factorized, Factors, LayerKind, Lookups, Memo, Slot
+from ..protocols.product import multiply_out
 from .linear import dense_weight
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
+from .taking_over import overrides
 
 _SETTINGS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -50,6 +50,8 @@ class FactorizedEmbedding(nn.Sequential, Factorized):
     Reading `weight` multiplies the factors out: (num_embeddings, embedding_dim).
     """
 
+    kind = "embedding"
+
     @classmethod
     def from_factors(cls, embedding: nn.Embedding, factors: Factors) -> FactorizedEmbedding:
         """Build from parameters of shapes (r, dim), ..., (num, s): the last is looked up."""
@@ -65,19 +67,30 @@ class FactorizedEmbedding(nn.Sequential, Factorized):
 
     @property
     def weight(self) -> Tensor:
-        return multiply_out(Factors(self._stages(), (1,) * len(self)))
+        return multiply_out(self.factors()[""])
+
+    def factors(self) -> dict[str, Factors]:
+        return {"": Factors(self._stages(), (1,) * len(self))}
+
+    def to_plain(self, memo: Memo) -> nn.Module:
+        table, *widen = self
+        return nn.Sequential(copy.deepcopy(table, memo), *(_transposed(w.weight) for w in widen))
 
     def to_dense(self, memo: Memo) -> nn.Module:
         return _embedding(dense_weight(self, self._stages(), memo), self)
 
 
+def _transposed(weight: Tensor) -> nn.Linear:
+    """Make an `nn.Linear` that does what `Widen` does."""
+    layer = nn.Linear(*weight.shape, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach().mT.clone(), weight.requires_grad)
+    return layer
+
+
 class EmbeddingKind(LayerKind):
     """`torch.nn.Embedding`: its weight (num_embeddings, embedding_dim) is the matrix."""
 
-    name = "Embedding"
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.Embedding)
+    types = (nn.Embedding,)
 
     def refusal(self, module: Any) -> str | None:
         if module.max_norm is not None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Factors
-from .inputs import Inputs, Rows
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Rows, Slot
+from .taking_over import dense_copy
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 _ARGUMENTS = ["hidden_states", "top_k_index", "top_k_weights"]
@@ -22,37 +21,60 @@ _ARGUMENTS = ["hidden_states", "top_k_index", "top_k_weights"]
 class FactorizedExperts(nn.Module, Factorized):
     """Experts whose two projections are chains of thinner ones.
 
-    Stage j of a projection is one parameter (experts, out_j, in_j). Every expert works
+    Stage j of a projection is one parameter (experts, out_j, in_j), `gate_up_proj_0` and so
+    on; a projection that stays dense keeps its name. They are parameters of this module,
+    whose forward uses them: there offloading and sharding look for them. Every expert works
     on its own tokens only, as the original does; the gate between the projections is the
     original's own.
     """
 
-    own = ("_base",)
+    kind = "experts"
+    own = ("_base", "_n_stages")
 
-    def __init__(self, like: nn.Module, chains: Mapping[str, nn.ParameterList], memo: Memo):
+    def __init__(self, like: nn.Module, stages: Mapping[str, Sequence[nn.Parameter]], memo: Memo):
         super().__init__()
         self._base = type(like)
         for name, child in like.named_children():
             self.add_module(name, copy.deepcopy(child, memo))
-        self.chains = nn.ModuleDict(chains)
+        self._n_stages = {name: len(chain) for name, chain in stages.items()}
+        for name, chain in stages.items():
+            if len(chain) == 1:
+                self.register_parameter(name, chain[0])
+                continue
+            for number, stage in enumerate(chain):
+                self.register_parameter(f"{name}_{number}", stage)
+
+    def _stages(self, name: str) -> list[nn.Parameter]:
+        n_stages = self._n_stages[name]
+        if n_stages == 1:
+            return [self._parameters[name]]  # type: ignore[list-item]
+        return [getattr(self, f"{name}_{number}") for number in range(n_stages)]
 
     def __getattr__(self, name: str) -> Any:
-        modules = self.__dict__.get("_modules", {})
-        if name in _WEIGHTS and "chains" in modules:
-            first, *others = modules["chains"][name]
+        if self.__dict__.get("_n_stages", {}).get(name, 1) > 1:
+            first, *others = self._stages(name)
             product = first
             for stage in others:
                 product = stage @ product
             return product
         return super().__getattr__(name)
 
+    def factors(self) -> dict[str, Factors]:
+        found = {}
+        for name, n_stages in self._n_stages.items():
+            if n_stages > 1:
+                stages = self._stages(name)
+                groups = (len(stages[0]),) * n_stages
+                found[name] = Factors(tuple(t.flatten(0, 1) for t in stages), groups)
+        return found
+
     def _project(self, name: str, expert: int, x: Tensor) -> Tensor:
-        for stage in self.chains[name]:
+        for stage in self._stages(name):
             x = x @ stage[expert].mT
         return x
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        n_experts = len(self.chains["down_proj"][0])
+        n_experts = len(self._stages("down_proj")[0])
         # Its gate may use whatever the original has: methods, attributes, submodules.
         original = object.__new__(self._base)
         original.__dict__.update(self.__dict__)
@@ -65,14 +87,16 @@ class FactorizedExperts(nn.Module, Factorized):
             output = output.index_add(0, token, result.to(output.dtype))
         return output
 
+    def to_plain(self, memo: Memo) -> str:
+        return "experts, which are no layer of torch.nn"
+
     def to_dense(self, memo: Memo) -> nn.Module:
         layer = object.__new__(self._base)
         nn.Module.__init__(layer)
         for name, child in self.named_children():
-            if child is not self.chains:
-                layer.add_module(name, copy.deepcopy(child, memo))
+            layer.add_module(name, copy.deepcopy(child, memo))
         for name in _WEIGHTS:
-            stages = list(self.chains[name])
+            stages = self._stages(name)
             if len(stages) == 1:
                 weight = dense_copy(stages[0], memo)
             else:
@@ -90,7 +114,6 @@ class ExpertsKind(LayerKind):
     (tokens, k); the gate between them is `_apply_gate`.
     """
 
-    name = "Experts"
     # Counting without values, as compressors do, cannot know the tokens of each expert.
     saves_no_flops = "the FLOPs of an expert depend on the tokens it is sent: they are not counted"
 
@@ -123,17 +146,17 @@ class ExpertsKind(LayerKind):
         return Slot(name, len(parameter), lambda: parameter, (parameter,), tieable=False)
 
     def build(self, module: Any, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
-        chains = {}
+        chains: dict[str, list[nn.Parameter]] = {}
         for slot in self.slots(module):
             name, n_experts = slot.name, slot.groups
             if name in factors:
-                stages = [
+                chain = [
                     nn.Parameter(t.detach().unflatten(0, (n_experts, -1)), t.requires_grad)
                     for t in factors[name].tensors
                 ]
             else:
-                stages = [dense_copy(slot.parameters[0], memo)]  # type: ignore[list-item]
-            chains[name] = nn.ParameterList(stages)
+                chain = [copy.deepcopy(slot.parameters[0], memo)]
+            chains[name] = chain
         return FactorizedExperts(module, chains, memo)
 
     def inputs(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .inputs import Rows, rows
+from ..protocols import Rows, rows
 
 
 def recurrent_inputs(

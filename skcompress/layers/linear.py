@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..protocols import Factors, Pivots
-from .chain import multiply_out
-from .inputs import Inputs, rows
-from .kind import LayerKind, Memo, Slot, dense_copy, overrides
+from ..protocols import Factors, Inputs, LayerKind, Memo, Pivots, Slot, rows
+from ..protocols.product import multiply_out
 from .pivot import with_pivots
 from .reparametrized import storage_refusal, weight_parameters, weight_reader
 from .sparse import LayerChain, SparseTerm
+from .taking_over import dense_copy, overrides
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
@@ -32,6 +31,8 @@ class FactorizedLinear(LayerChain):
     Reading `weight` multiplies the factors out: (out_features, in_features), not a
     parameter.
     """
+
+    kind = "linear"
 
     @classmethod
     def from_factors(cls, factors: Factors, bias: nn.Parameter | None) -> FactorizedLinear:
@@ -53,8 +54,7 @@ class FactorizedLinear(LayerChain):
 
     @property
     def weight(self) -> Tensor:
-        weights = tuple(layer.weight for layer in self.links)
-        return self.plus_term(multiply_out(Factors(weights, (1,) * len(weights))))
+        return multiply_out(self.factors()[""])
 
     def to_dense(self, memo: Memo) -> nn.Module:
         weight = dense_weight(self, stored_factors(self), memo)
@@ -87,12 +87,9 @@ def dense_weight(module: nn.Module, stages: tuple[Tensor, ...], memo: Memo) -> n
 class LinearKind(LayerKind):
     """`torch.nn.Linear` and subclasses that keep its forward."""
 
-    name = "Linear"
+    types = (nn.Linear,)
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear)
 
     def refusal(self, module: nn.Module) -> str | None:
         return overrides(module, nn.Linear) or storage_refusal(module)
@@ -116,6 +113,8 @@ class LinearKind(LayerKind):
 class FactorizedConv1D(FactorizedLinear):
     """In place of `transformers.pytorch_utils.Conv1D`, whose weight is (in, out)."""
 
+    kind = "conv1d"
+
     @property
     def nx(self) -> int:
         return self.in_features
@@ -127,6 +126,9 @@ class FactorizedConv1D(FactorizedLinear):
     @property
     def weight(self) -> Tensor:
         return super().weight.mT
+
+    def forward(self, x: Tensor) -> Tensor:  # its argument's name is the original's
+        return self._chained(x)
 
     def to_dense(self, memo: Memo) -> nn.Module:
         from transformers.pytorch_utils import Conv1D
@@ -141,21 +143,17 @@ class FactorizedConv1D(FactorizedLinear):
 class Conv1DKind(LayerKind):
     """The Conv1D of transformers (GPT-2): a linear layer with a transposed weight."""
 
-    name = "Conv1D"
     takes_pivots = True
     takes_sparse = True
 
-    @staticmethod
-    def _class() -> type[nn.Module] | None:
+    @property
+    def types(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
         # Where transformers was never imported, no module can be one of its layers.
-        return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-
-    def matches(self, module: nn.Module) -> bool:
-        cls = self._class()
-        return cls is not None and isinstance(module, cls)
+        cls = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+        return () if cls is None else (cls,)
 
     def refusal(self, module: nn.Module) -> str | None:
-        return overrides(module, self._class()) or storage_refusal(module)  # type: ignore[arg-type]
+        return overrides(module, self.types[0]) or storage_refusal(module)
 
     def slots(self, module: nn.Module) -> list[Slot]:
         read = weight_reader(module)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import Patches
+from ..protocols import Patches
 
 
 def patches(conv: Any, x: Tensor) -> Patches:

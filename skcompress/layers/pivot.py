@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..protocols import Pivots
-from .chain import whole
+from ..protocols import Memo, Pivots
+from ..protocols.product import whole
 
 
 class PivotedFactor(nn.Module):
@@ -24,8 +25,10 @@ class PivotedFactor(nn.Module):
     order : the channels along the axis that is left out in part, as in `Pivots`
     """
 
-    axis: int
-    index: Tensor
+    axis = 0
+    __jit_unused_properties__ = (
+        "in_features", "kernel_size", "out_features", "pivots", "weight",
+    )  # fmt: skip
 
     def __init__(self, layer: Any, order: Tensor, bias: nn.Parameter | None):
         super().__init__()
@@ -35,6 +38,7 @@ class PivotedFactor(nn.Module):
         self.groups = getattr(layer, "groups", 1)
         # Counted from the end: a convolution's input may have no batch axis.
         self._dim = 1 - layer.weight.dim()
+        self._of_bias = (-1, *(1,) * (-1 - self._dim))
 
     @staticmethod
     @abstractmethod
@@ -42,9 +46,31 @@ class PivotedFactor(nn.Module):
         """Give the channels in the order in which `forward` picks them; and the way back."""
 
     @property
+    def pivots(self) -> Pivots:
+        """What is left out of the layer inside."""
+        return Pivots(self.axis, self._index(self.index))
+
+    @property
     def weight(self) -> Tensor:
-        pivots = Pivots(self.axis, self._index(self.index))
-        return whole(self.layer.weight, self.groups, pivots)
+        return whole(self.layer.weight, self.groups, self.pivots)
+
+    def to_plain(self, memo: Memo) -> nn.Module:
+        """Give the larger layer, with the identity written out."""
+        width = (self.in_features, self.out_features)
+        has_bias = self.bias is not None
+        plain: Any
+        if isinstance(self.layer, nn.Linear):
+            plain = nn.Linear(*width, bias=has_bias, device="meta")
+        else:
+            plain = type(self.layer)(
+                *width, self.kernel_size, groups=self.groups, bias=has_bias, device="meta"
+            )
+        key = ("whole", id(self.layer.weight))  # factors that layers share stay one
+        if key not in memo:
+            trained = self.layer.weight.requires_grad
+            memo[key] = nn.Parameter(self.weight.detach().clone(), requires_grad=trained)
+        plain.weight, plain.bias = memo[key], deepcopy(self.bias, memo)
+        return plain.train(self.training)
 
     @property
     def in_features(self) -> int:
@@ -62,7 +88,9 @@ class PivotedFactor(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
     def forward(self, input: Tensor) -> Tensor:
-        return _by_rows(self._combine, input) if input.is_nested else self._combine(input)
+        if not torch.jit.is_scripting() and input.is_nested:
+            return _by_rows(self._combine, input)
+        return self._combine(input)
 
     @abstractmethod
     def _combine(self, input: Tensor) -> Tensor:
@@ -73,7 +101,7 @@ class PivotedFactor(nn.Module):
             return output
         # Under autocast the product is of a lower precision, and so is an ordinary layer's sum.
         bias = self.bias.to(output.dtype)
-        return output + bias.reshape(-1, *(1,) * (-1 - self._dim))
+        return output + bias.reshape(self._of_bias)
 
 
 class PivotedRows(PivotedFactor):

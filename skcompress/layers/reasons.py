@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .kind import Factorized, LayerKind
+from ..protocols import Factorized, LayerKind
 from .sparse import SparseTerm
 
 # Bytes; torch does arithmetic in nothing smaller.

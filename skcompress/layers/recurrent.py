@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from ..protocols import Factors
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot
 from .hidden_states import recurrent_inputs
-from .inputs import Inputs
-from .kind import Factorized, LayerKind, Memo, Slot, dense_copy, overrides
 from .linear import FactorizedLinear
 from .reparametrized import computed_names, holds_more
+from .taking_over import dense_copy, matrix_reader, overrides
 
 _BASES: dict[str, type[nn.RNNBase]] = {
     "LSTM": nn.LSTM,
@@ -30,24 +30,27 @@ class FactorizedRecurrent(nn.Module, Factorized):
     """Stands in for `nn.LSTM`, `nn.GRU` or `nn.RNN`: same arguments, same results.
 
     The fused recurrent kernels take whole matrices, so the factors are multiplied out at
-    every call: it stores fewer numbers but is no faster. `weight_ih_l0` and the other
-    names of the original give the multiplied-out weights; those left dense are
-    parameters of the same name.
+    every call: it stores fewer numbers but is no faster. That is done by calling the layers
+    that hold them, whose hooks may have to fetch them first (offloading, sharding).
+    `weight_ih_l0` and the other names of the original give the multiplied-out weights; those
+    left dense are parameters of the same name.
     """
+
+    kind = "recurrent"
 
     def __init__(self, like: nn.RNNBase, factors: Mapping[str, nn.Module], memo: Memo):
         super().__init__()
         for name in _SETTINGS:
             setattr(self, name, copy.deepcopy(getattr(like, name)))
-        self.factors = nn.ModuleDict(factors)
+        self.chains = nn.ModuleDict(factors)
         for name in self._flat_weights_names:
             if name not in factors:
                 self.register_parameter(name, dense_copy(getattr(like, name), memo))
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
-        if "factors" in modules and name in modules["factors"]:
-            return modules["factors"][name].weight
+        if "chains" in modules and name in modules["chains"]:
+            return modules["chains"][name].weight
         return super().__getattr__(name)
 
     @property
@@ -72,12 +75,23 @@ class FactorizedRecurrent(nn.Module, Factorized):
         base = _BASES[self.mode]
         layer = object.__new__(base)
         layer.__dict__.update(self.__dict__)
-        for name in ("_flat_weights", "_flat_weight_refs"):
-            layer.__dict__[name] = getattr(self, name)
+        like = input.data if isinstance(input, PackedSequence) else input
+        called = {name: _product(chain, like) for name, chain in self.chains.items()}
+        layer.__dict__["_flat_weights"] = [
+            called[name] if name in called else getattr(self, name)
+            for name in self._flat_weights_names
+        ]
+        layer.__dict__["_flat_weight_refs"] = self._flat_weight_refs
         return base.forward(layer, input, hx)
 
     def extra_repr(self) -> str:
         return f"{_BASES[self.mode].__name__}, {self.input_size}, {self.hidden_size}"
+
+    def factors(self) -> dict[str, Factors]:
+        return {name: chain.factors()[""] for name, chain in self.chains.items()}
+
+    def to_plain(self, memo: Memo) -> str:
+        return "factors inside a recurrence, whose kernels take whole matrices"
 
     def to_dense(self, memo: Memo) -> nn.Module:
         settings = {name: getattr(self, name) for name in _SETTINGS[1:8]}
@@ -87,8 +101,8 @@ class FactorizedRecurrent(nn.Module, Factorized):
             settings["nonlinearity"] = self.mode.removeprefix("RNN_").lower()
         layer = _BASES[self.mode](**settings, device="meta")
         for name in self._flat_weights_names:
-            if name in self.factors:
-                stages = list(self.factors[name].parameters())
+            if name in self.chains:
+                stages = list(self.chains[name].parameters())
                 with torch.no_grad():
                     product = getattr(self, name).clone()
                 value = nn.Parameter(product, any(s.requires_grad for s in stages))
@@ -98,16 +112,21 @@ class FactorizedRecurrent(nn.Module, Factorized):
         return layer
 
 
+def _product(chain: Any, like: Tensor) -> Tensor:
+    """Weight of a chain, as what it gives for each unit vector, where `like` lies."""
+    with torch.autocast(like.device.type, enabled=False):
+        unit = torch.eye(chain.in_features, dtype=like.dtype, device=like.device)
+        product: Tensor = chain(unit).mT
+    return product
+
+
 class RecurrentKind(LayerKind):
     """`nn.LSTM`, `nn.GRU`, `nn.RNN`: every weight of every layer and direction."""
 
-    name = "Recurrent"
+    types = (nn.LSTM, nn.GRU, nn.RNN)
     saves_no_flops = "its factors are multiplied out at every call, which saves no FLOPs"
     takes_pivots = True
     takes_sparse = True
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, (nn.LSTM, nn.GRU, nn.RNN))
 
     def refusal(self, module: Any) -> str | None:
         if computed_names(module):
@@ -119,7 +138,13 @@ class RecurrentKind(LayerKind):
     def slots(self, module: Any) -> list[Slot]:
         names = [n for n in module._flat_weights_names if n.startswith("weight")]
         return [
-            Slot(name, 1, _matrix(getattr(module, name)), (getattr(module, name),), tieable=False)
+            Slot(
+                name,
+                1,
+                matrix_reader(getattr(module, name)),
+                (getattr(module, name),),
+                tieable=False,
+            )
             for name in names
         ]
 
@@ -132,7 +157,3 @@ class RecurrentKind(LayerKind):
     ) -> Iterator[tuple[str, Inputs]]:
         base = _BASES[module.mode]
         yield from recurrent_inputs(module, base, wanted, call["input"], call["hx"])
-
-
-def _matrix(parameter: Tensor) -> Callable[[], Tensor]:
-    return lambda: parameter[None]

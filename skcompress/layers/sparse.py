@@ -14,13 +14,15 @@ called, for pruners and other tools to work on.
 
 from __future__ import annotations
 
+from copy import deepcopy
+from math import prod
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..protocols import Sparse
-from .kind import Factorized
+from ..protocols import Factorized, Factors, Memo, Pivots, Sparse
+from .pivot import PivotedFactor
 
 
 class SparseTerm(nn.Module):
@@ -30,13 +32,19 @@ class SparseTerm(nn.Module):
     shape : (out, in / groups, *kernel) of the weight
     """
 
-    positions: Tensor
+    __jit_unused_properties__ = ("sparse", "weight")
 
     def __init__(self, sparse: Sparse):
         super().__init__()
         self.values = sparse.values
         self.register_buffer("positions", sparse.positions)
         self.shape = sparse.shape
+        self.size = prod(sparse.shape)
+
+    @property
+    def sparse(self) -> Sparse:
+        """The values and where they belong."""
+        return Sparse(self.values, self.positions, self.shape)
 
     @property
     def weight(self) -> Tensor:
@@ -44,13 +52,14 @@ class SparseTerm(nn.Module):
 
     def _placed(self) -> Tensor:
         """Put the values in their places."""
-        return Sparse(self.values, self.positions, self.shape).weight
+        zeros = self.values.new_zeros(self.size)
+        return zeros.scatter(0, self.positions.long(), self.values).reshape(self.shape)
 
     def extra_repr(self) -> str:
         return f"{len(self.values)} values in {tuple(self.shape)}"
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight)
+        return F.linear(input, self._placed())
 
 
 class LayerChain(nn.Sequential, Factorized):
@@ -73,12 +82,37 @@ class LayerChain(nn.Sequential, Factorized):
     def bias(self) -> nn.Parameter | None:
         return self.links[-1].bias
 
-    def plus_term(self, product: Tensor) -> Tensor:
-        """Add the weight of the sparse term to the product of the other weights."""
-        return product if self.term is None else product + self.term.weight
+    def factors(self) -> dict[str, Factors]:
+        tensors, groups, pivots = zip(*map(self._factor, self.links), strict=True)
+        term = None if self.term is None else self.term.sparse
+        return {"": Factors(tensors, groups, pivots if any(pivots) else (), term)}
+
+    def to_plain(self, memo: Memo) -> nn.Module | str:
+        if self.term is not None:
+            return "factors with a sparse term, which no layer of torch.nn adds"
+        return nn.Sequential(
+            *(
+                link.to_plain(memo) if isinstance(link, PivotedFactor) else deepcopy(link, memo)
+                for link in self.links
+            )
+        )
+
+    @staticmethod
+    def _factor(link: Any) -> tuple[Tensor, int, Pivots | None]:
+        """Give what one of the layers stores, as (out, in / groups, *kernel)."""
+        if isinstance(link, PivotedFactor):
+            return link.layer.weight, link.groups, link.pivots
+        return link.weight, getattr(link, "groups", 1), None
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._chained(input)
+
+    def _chained(self, input: Tensor) -> Tensor:
         output = input
-        for layer in self.links:
-            output = layer(output)
-        return output if self.term is None else output + self.term(input)
+        terms: list[Tensor] = []
+        for name, layer in self.named_children():
+            if name == "sparse":
+                terms.append(layer(input))
+            else:
+                output = layer(output)
+        return output + terms[0] if terms else output

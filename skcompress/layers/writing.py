@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .kind import LayerKind, Slot
+from ..protocols import LayerKind, Slot
 from .reparametrized import make_plain
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layers import Slot
-from ..layers.inputs import Inputs
 from ..precision import full_precision
+from ..protocols import Inputs, SecondMoment
 from ..protocols.metric import counted
-from ..statistics.moments import add_squares, draw, mirror, piece_size, weighted_columns
+from ..statistics.moments import (
+    SquareSum,
+    draw,
+    piece_size,
+    typical,
+    unit_of,
+    weighted_columns,
+)
 
 InputsBySlot = dict[str, Inputs]
 
@@ -22,33 +29,39 @@ InputsBySlot = dict[str, Inputs]
 class Anchored:
     """Moments of outputs y = W x of an original layer with inputs x' of its successor.
 
-    gram : (groups, n, n), E[x' x'^T]; cross : (groups, out, n), E[y x'^T]
-    energy : (groups, out), E[(R y)^2]
+    squares : of each group, E[x' x'^T] (n, n); cross : (groups, out, n), E[y x'^T]
+    energy : (groups, out), E[(R y)^2]; of all three without the means, for a layer whose bias
+        makes up for them
     inputs : (groups, n), E[x']; outputs : (groups, out), E[y]; all float64
     roots : R of each group, (out, out) or its diagonal (out,); None for 1
     """
 
-    gram: Tensor
+    squares: tuple[SecondMoment, ...]
     cross: Tensor
     energy: Tensor
     inputs: Tensor
     outputs: Tensor
     roots: tuple[Tensor | None, ...]
 
-    def centred(self) -> Anchored:
-        """Take the means off, for a layer whose bias makes up for them."""
-        return Anchored(
-            self.gram - self.inputs[:, :, None] * self.inputs[:, None],
-            self.cross - self.outputs[:, :, None] * self.inputs[:, None],
-            self.energy - _seen(self.roots, self.outputs[:, :, None])[:, :, 0].square(),
-            self.inputs,
-            self.outputs,
-            self.roots,
+    @property
+    def gram(self) -> Tensor:
+        """`squares` as matrices, (groups, n, n)."""
+        return torch.stack([moment.dense for moment in self.squares])
+
+    def with_means(self) -> Anchored:
+        """Put the means in, for a layer where nothing makes up for them."""
+        return replace(
+            self,
+            squares=tuple(m.plus_square(x) for m, x in zip(self.squares, self.inputs, strict=True)),
+            cross=torch.baddbmm(self.cross, self.outputs[:, :, None], self.inputs[:, None]),
+            energy=self.energy + _seen(self.roots, self.outputs[:, :, None])[:, :, 0].square(),
         )
 
 
 class AnchoredSum:
     """Sums over calls: in float32 within a piece of positions, in float64 over pieces.
+
+    All are of what is left once something like the means is taken off; see `typical`.
 
     slot : the weight; roots : see `Anchored`
     max_positions : of one call, how many are used at most
@@ -68,7 +81,7 @@ class AnchoredSum:
         groups, out, n = weight.shape
         self._roots = tuple(roots or [None] * groups)
         like: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
-        self._gram = torch.zeros(groups, n, n, **like)
+        self._squares = SquareSum(groups, n, weight.device)
         self._sums = (
             torch.zeros(groups, out, n, **like),
             torch.zeros(groups, out, **like),
@@ -76,6 +89,8 @@ class AnchoredSum:
             torch.zeros(groups, out, **like),
         )
         self._count = torch.zeros(groups, **like)
+        self._before, self._after = (torch.zeros(groups, n, **like) for _ in range(2))
+        self._besides = torch.zeros(groups, out, **like)
 
     def add(
         self,
@@ -98,27 +113,50 @@ class AnchoredSum:
         size = piece_size(device)
         of = slice(None) if after.group is None else slice(after.group, after.group + 1)
         weight = self._weight[of]
-        start = 0
+        first = not self._count[of].any()
         if missing is not None and index is not None:
             missing = missing[:, :, index.to(missing.device)]
+        if missing is not None and first:
+            self._besides[of] = typical(missing)
+        start = 0
         pairs = zip(
             before.columns(index, size),
             weighted_columns(after, index, size, weights),
             strict=True,
         )
         with torch.autocast(device.type, enabled=False), full_precision():
-            for x, (raw, w) in pairs:
-                y, new = weight @ x.to(weight.dtype), raw.to(weight.dtype)
+            for old, (raw, w) in pairs:
+                x, new = old.to(weight.dtype), raw.to(weight.dtype)
+                if first:
+                    self._before[of], self._after[of], first = typical(x), typical(new), False
+                y = weight @ (x - self._before[of, :, None].to(x))
+                new = new - self._after[of, :, None].to(new)
                 if missing is not None:
-                    y += missing[:, :, start : start + y.shape[2]].to(y)
+                    besides = missing[:, :, start : start + y.shape[2]].to(y)
+                    y += besides - self._besides[of, :, None].to(y)
                     start += y.shape[2]
-                add_squares(self._gram[of], new if w is None else new * w.sqrt(), share)
-                y_w, new_w = (y, new) if w is None else (y * w, new * w)
-                energy = _seen(self._roots[of], y if w is None else y * w.sqrt()).square().sum(2)
-                parts = (y_w @ new.mT, energy, new_w.sum(2), y_w.sum(2))
-                for total, part in zip(self._sums, parts, strict=True):
-                    total[of].add_(part.to(total.device), alpha=share)
-                self._count[of] += (new.shape[2] if w is None else float(w.sum())) * share
+                self._squares.add(of, new, w, share)
+                units = unit_of(new), unit_of(y)
+                self._add(of, new / units[0], y / units[1], w, units, share)
+
+    def _add(
+        self,
+        of: slice,
+        x: Tensor,
+        y: Tensor,
+        w: Tensor | None,
+        units: tuple[float, float],
+        share: float,
+    ) -> None:
+        """Add columns of inputs and of outputs, in these units; `w` (positions,) weighs them."""
+        of_x, of_y = units
+        y_w, x_w = (y, x) if w is None else (y * w, x * w)
+        energy = _seen(self._roots[of], y if w is None else y * w.sqrt()).square().sum(2)
+        parts = (y_w @ x.mT, energy, x_w.sum(2), y_w.sum(2))
+        scales = (of_x * of_y, of_y**2, of_x, of_y)
+        for total, part, scale in zip(self._sums, parts, scales, strict=True):
+            total[of].add_(part.to(total.device), alpha=share * scale)
+        self._count[of] += (x.shape[2] if w is None else float(w.sum())) * share
 
     @property
     def reached(self) -> bool:
@@ -128,11 +166,16 @@ class AnchoredSum:
     def result(self) -> Anchored:
         """Divide by the numbers of positions, or by their weights; the sums are used up."""
         count = torch.where(self._count > 0, self._count, 1.0)
-        sums = (mirror(self._gram), *self._sums)
-        gram, cross, energy, inputs, outputs = (
-            t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in sums
+        cross, energy, inputs, outputs = (
+            t.div_(count.reshape(-1, *(1,) * (t.dim() - 1))) for t in self._sums
         )
-        return Anchored(gram, cross, energy, inputs, outputs, self._roots)
+        # What was taken off is not quite the mean.
+        squares = self._squares.covariances(count, inputs)
+        cross.baddbmm_(outputs[:, :, None], inputs[:, None], alpha=-1)
+        energy -= _seen(self._roots, outputs[:, :, None])[:, :, 0].square()
+        given = (self._weight.to(self._before) @ self._before[:, :, None])[:, :, 0]
+        outputs += given + self._besides
+        return Anchored(squares, cross, energy, inputs + self._after, outputs, self._roots)
 
 
 def _seen(roots: Sequence[Tensor | None], y: Tensor) -> Tensor:

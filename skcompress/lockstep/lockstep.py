@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Slot, kind_of
-from ..layers.inputs import Inputs
 from ..network.batches import Batch
 from ..network.observing import forward, observer
 from ..network.structure import Structure
+from ..protocols import Inputs
 from ..statistics.collecting import slot_inputs
 from ..statistics.passes import generator
 from .anchored import Anchored, AnchoredSum, InputsBySlot

@@ -145,6 +145,7 @@ class Batches:
         if not isinstance(value, Tensor | np.ndarray):
             return value
         x = value.detach() if isinstance(value, Tensor) else self._from_numpy(number, name, value)
+        x = x.clone() if x.is_inference() else x
         if x.is_floating_point() and not x.is_nested:
             n_bad = int(x.numel() - x.isfinite().sum())
             if n_bad:

@@ -29,6 +29,8 @@ def observer(model: nn.Module) -> nn.Module:
     rescaled = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
     written = {id(p) for m in rescaled for p in m.parameters(recurse=False)}
     written |= {id(p) for p in model.parameters() if isinstance(p, UninitializedParameter)}
+    # Made in inference mode: no gradient can go through them.
+    written |= {id(p) for p in model.parameters() if p.is_inference()}
     result = copied(model, {id(p): p for p in model.parameters() if id(p) not in written})
     for module in result.modules():
         if "dynamo_ctx" in vars(module):

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils._param_validation import StrOptions, validate_params
+from sklearn.utils._param_validation import InvalidParameterError, validate_params
 from sklearn.utils.validation import check_is_fitted
 
+from ..protocols import Objective
 from .panels import COLOURS, GREY, make_panels, require_matplotlib
-
-QUANTITIES = ("score", "n_parameters", "flops", "bytes", "latency")
-_WORDS = {"n_parameters": "parameters", "flops": "FLOPs", "latency": "latency, ms"}
-# Counted, and so known relative to the uncompressed model without error.
-_COUNTED = ("n_parameters", "flops", "bytes")
 
 
 @dataclass(frozen=True)
@@ -23,6 +19,7 @@ class ParetoPoints:
     """Trials of a search, as arrays.
 
     values : name of a quantity -> float array (trials,)
+    quantities : name -> what was measured, and how it is to be shown
     feasible, front : bool arrays (trials,), which meet the constraints, and which of these no
         other one beats
     chosen : index of the one that was refitted
@@ -32,6 +29,7 @@ class ParetoPoints:
     """
 
     values: Mapping[str, np.ndarray]
+    quantities: Mapping[str, Objective]
     feasible: np.ndarray
     front: np.ndarray
     chosen: int
@@ -85,8 +83,8 @@ class ParetoDisplay:
 
     @validate_params(
         {
-            "x": [None, StrOptions(set(QUANTITIES))],
-            "y": [None, StrOptions(set(QUANTITIES))],
+            "x": [None, str],
+            "y": [None, str],
             "relative": ["boolean"],
             "line_kw": [dict, None],
         },
@@ -133,9 +131,9 @@ class ParetoDisplay:
         self.ax_.scatter(*dense, marker="*", s=110, color="black", label="uncompressed", zorder=4)
         self._bounds(x, y, units)
         for name, axis in ((x, self.ax_.xaxis), (y, self.ax_.yaxis)):
-            shown = _WORDS.get(name, name)
-            share = f", % of {points.dense[name]:,.0f}"
-            axis.set_label_text(shown + (share if relative and name in _COUNTED else ""))
+            quantity = points.quantities[name]
+            share = f", % of {points.dense[name]:,.0f}" if relative and quantity.counted else ""
+            axis.set_label_text(quantity.heading(name) + share)
         self.ax_.grid(color="0.92", linewidth=0.6)
         self.ax_.set_axisbelow(True)
         above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "frameon": False}
@@ -145,7 +143,7 @@ class ParetoDisplay:
     def _axes(self, x: str | None, y: str | None) -> tuple[str, str]:
         about = [*self.points.objectives, *(name for name, _, _ in self.points.bounds)]
         if len(set(about)) < 2:
-            about += QUANTITIES
+            about += self.points.values
         about = [name for name in dict.fromkeys(about) if name in self.points.values]
         # The score upwards, if there is one.
         y = y or ("score" if "score" in about and x != "score" else None)
@@ -154,16 +152,15 @@ class ParetoDisplay:
         for axis, name in (("x", x), ("y", y)):
             if name not in self.points.values:
                 known = ", ".join(self.points.values)
-                raise ValueError(
-                    f"{axis} of {type(self).__name__} must be something that the search "
-                    f"measured, {known}; got {name!r}"
+                raise InvalidParameterError(
+                    f"The {axis!r} parameter of {type(self).__name__} must be something that the "
+                    f"search measured, {known}. Got {name!r} instead."
                 )
         return x, y
 
     def _unit(self, name: str, relative: bool) -> float:
-        if name == "latency":
-            return 1e3
-        return 100 / self.points.dense[name] if relative and name in _COUNTED else 1.0
+        quantity = self.points.quantities[name]
+        return 100 / self.points.dense[name] if relative and quantity.counted else quantity.scale
 
     def _dots(self, x: np.ndarray, y: np.ndarray) -> None:
         feasible = self.points.feasible
@@ -184,7 +181,8 @@ class ParetoDisplay:
 def points_of(search: Any) -> ParetoPoints:
     """Take from a fitted search what is drawn: of what was measured of every trial."""
     rows, dense = list(search.trials_), search.dense_
-    found = {name: [getattr(row.found, name) for row in rows] for name in QUANTITIES}
+    quantities = search.trials_.objectives
+    found = {name: [getattr(row.found, name) for row in rows] for name in quantities}
     values = {
         name: np.array(column, dtype=float)
         for name, column in found.items()
@@ -192,14 +190,14 @@ def points_of(search: Any) -> ParetoPoints:
     }
     front = {row.number for row in search.pareto_front_}
     numbers = [row.number for row in rows]
-    objectives = search.objectives
     return ParetoPoints(
         values=values,
+        quantities={name: quantities[name] for name in values},
         feasible=np.array([row.feasible for row in rows]),
         front=np.array([number in front for number in numbers]),
         chosen=numbers.index(search.best_trial_.number),
         dense={name: float(getattr(dense, name)) for name in values},
-        objectives=(objectives,) if isinstance(objectives, str) else tuple(objectives),
+        objectives=search.objectives_,
         bounds=[
             (constraint.name, constraint.bound(getattr(dense, constraint.name)), constraint.text)
             for constraint in search.constraints_

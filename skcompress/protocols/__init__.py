@@ -1,10 +1,10 @@
 """What a plugin must write, and the records that pass between the parts.
 
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
-`Regularizer`, `Criterion`, `DataCriterion` or `ChannelCriterion`, `Cost`, `Storage` or
-`Compressor`, and names it in the entry-point group of that kind. `docs/plugins.md` takes an author
-from an empty folder to a tested package. What of its parameters is worth searching it says in a
-class attribute `search_space`, in the words of `skcompress.spaces`.
+`Regularizer`, `Criterion`, `DataCriterion` or `ChannelCriterion`, `Cost`, `Storage`, `Objective`,
+`LayerKind` or `Compressor`, and names it in the entry-point group of that kind. `docs/plugins.md`
+takes an author from an empty folder to a tested package. What of its parameters is worth searching
+it says in a class attribute `search_space`, in the words of `skcompress.spaces`.
 """
 
 from .allocation import Allocation, Choice, Layer, Prunable, SparsityAllocation
@@ -14,12 +14,19 @@ from .cost import Cost, CostedWeight, Options, StandInCall
 from .criterion import Criterion, DataCriterion, Evidence
 from .decomposition import Curve, Decomposition, Factorization, Rank, Spectrum
 from .factors import Factors, Pivots, Sparse, Stage
+from .inputs import Inputs, Lookups, Patches, Rows, rows
+from .layer_kind import Factorized, LayerKind, Memo, Slot
 from .metric import Metric
-from .regularizer import Regularizer
+from .modelwise import Modelwise
+from .objective import Bench, Objective
+from .regularizer import Regularizer, SumRegularizer
+from .second_moment import Dense, SecondMoment, Spanned
 from .storage import Storage
+from .weight_decomposition import WeightDecomposition
 
 __all__ = [
     "Allocation",
+    "Bench",
     "ChannelCriterion",
     "ChannelReading",
     "Channels",
@@ -31,20 +38,36 @@ __all__ = [
     "Curve",
     "DataCriterion",
     "Decomposition",
+    "Dense",
     "Evidence",
     "Factorization",
+    "Factorized",
     "Factors",
+    "Inputs",
     "Layer",
+    "LayerKind",
+    "Lookups",
+    "Memo",
     "Metric",
+    "Modelwise",
+    "Objective",
     "Options",
+    "Patches",
     "Pivots",
     "Prunable",
     "Rank",
     "Regularizer",
+    "Rows",
+    "SecondMoment",
+    "Slot",
+    "Spanned",
     "Sparse",
     "SparsityAllocation",
     "Spectrum",
     "Stage",
     "StandInCall",
     "Storage",
+    "SumRegularizer",
+    "WeightDecomposition",
+    "rows",
 ]

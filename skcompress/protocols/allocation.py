@@ -70,7 +70,7 @@ class Prunable:
     scores : gives the criterion's importances, of this shape; the same ones at every call
     weight : gives the values, of this shape
     distortion : gives, for numbers of values kept, what the outputs of the network lose when the
-        others become zero, to second order; None unless asked for by `needs` with data
+        others become zero; None unless asked for by `needs` with data
     """
 
     name: str
@@ -89,10 +89,14 @@ class Prunable:
 class SparsityAllocation(BaseEstimator, ABC):
     """Divides a number of values that stay over the weights of a model.
 
-    needs : ("distortion",) where it uses that, which takes data
+    needs : ("distortion",) where it uses that, predicted to second order from one pass over the
+        data; ("measured_distortion",) where it is to be measured by runs of the network
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of `Prunable` data has to say."""
+        return ()
 
     @abstractmethod
     def divide(self, weights: Sequence[Prunable], n_kept: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from torch import nn
@@ -19,11 +20,22 @@ class Compressor(TransformerMixin, BaseEstimator, ABC):
     The model that is passed in stays as it was, whatever happens. `plan_` and `report_`
     are learnt by `fit`; `data`, where a compressor uses it, is the second positional
     argument, so that `Pipeline.fit_transform(model, data)` hands it on.
+
+    `fit` and `transform` are all that a search or a `Pipeline` asks for. Three things are used
+    where they are there: `ranks_`, which a search notes with each trial; a parameter `measure`,
+    which says whether `fit` runs the result for its report, and is False in trials; and `_shared`,
+    which `fitting.memo.share` sets for a `fit` to find results of other fits in, or to None.
     """
 
     search_space: ClassVar[SearchSpace] = {}
 
-    # Results in common with other fits, as `compressors.sharing.share` sets it.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Tensors that are made in inference mode can never be trained, wherever they go.
+        for name in ("fit", "transform", "fit_transform", "inverse_transform", "partial"):
+            if name in vars(cls):
+                setattr(cls, name, torch.inference_mode(False)(vars(cls)[name]))
+
     _shared: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

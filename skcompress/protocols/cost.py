@@ -74,11 +74,13 @@ class Cost(BaseEstimator, ABC):
     """What a budget is counted in. It sees shapes and calls, never values.
 
     unit : what one is called, as reports and errors write it
+    gain : what a weight is said to be where it costs less
     needs_inputs : whether the calls of layers have to be known, which takes an input
     """
 
     search_space: ClassVar[SearchSpace] = {}
     unit: ClassVar[str]
+    gain: ClassVar[str] = "smaller"
     needs_inputs: ClassVar[bool] = False
 
     @abstractmethod

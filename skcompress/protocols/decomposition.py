@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -110,21 +110,29 @@ class Decomposition(BaseEstimator, ABC):
         return None
 
     @abstractmethod
-    def factorize(self, weight: Tensor) -> Factorization:
-        """Do the expensive step for `weight` once, for all ranks."""
+    def factorize(
+        self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
+    ) -> Factorization:
+        """Do the expensive step for `weight` once, for all ranks.
 
-    def regress(self, weight: Tensor, metric: Metric) -> Factorization:
-        """Do the expensive step for what `weight` gives on its inputs, instead of for itself.
+        metric : what the factors are to give from which inputs, as second moments; errors of the
+            curve are then mean squared errors of the outputs. None for the weight itself, in the
+            Frobenius norm.
+        asked : numbers that, as every part of a rank, have to be on offer where the method knows
+            them; to be ignored where all ranks are
 
-        Errors of the curve are then mean squared errors of the outputs. A decomposition
-        that does not write this has its last factor fitted to the outputs, where that is
-        pointwise, and otherwise takes no part where there is data.
+        The curve is empty where no rank can be fitted in the metric. A method that knows nothing
+        of metrics is a :class:`WeightDecomposition`.
         """
-        raise NotImplementedError
 
-    def regress_at(self, weight: Tensor, metric: Metric, rank: Rank) -> Factorization:
-        """`regress` for one rank alone. To be written where that is much cheaper."""
-        return self.regress(weight, metric).trim(rank)
+    def factorize_at(
+        self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
+    ) -> Factorization:
+        """`factorize` for one rank alone. To be written where that is much cheaper.
+
+        known : what `factorize` gave for the same weight in another metric
+        """
+        return self.factorize(weight, metric).trim(rank)
 
     @abstractmethod
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ProximalError
 from ..spaces import FloatRange, SearchSpace
+from .modelwise import modelwise
 
 
 class Regularizer(BaseEstimator, ABC):
@@ -78,14 +79,14 @@ class Regularizer(BaseEstimator, ABC):
         """
         raise ProximalError(type(self).__name__)
 
-    # Which tensors of a model are weights is knowledge of `selection`, which is built on
-    # this file: hence the deferred imports.
+    @property
+    def summands(self) -> Sequence[Regularizer]:
+        """The penalties that this one is the sum of: itself, unless it is a `SumRegularizer`."""
+        return (self,)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Give the scalar to add to the loss: `weight` times the sum over the model's weights."""
-        from ..penalties import weighted_penalty
-
-        return weighted_penalty(self, model)
+        return modelwise().penalty(self, model)
 
     def add_grad_(self, model: nn.Module, scale: float = 1.0) -> None:
         """Add the penalty's gradient to `.grad` of the model's parameters, without a graph.
@@ -94,23 +95,17 @@ class Regularizer(BaseEstimator, ABC):
         where gradients are accumulated, after `GradScaler.unscale_`, and in every process
         of a DistributedDataParallel model. `scale` multiplies the gradient.
         """
-        from ..penalties import add_gradients
-
-        add_gradients(self, model, scale)
+        modelwise().add_gradients_(self, model, scale)
 
     def prox_(self, model: nn.Module, step: float) -> None:
         """Replace the model's weights by their proximal points, after `optimizer.step()`.
 
         step : usually the learning rate; `weight` multiplies it
         """
-        from ..penalties import apply_prox
-
-        apply_prox(self, model, step)
+        modelwise().prox_(self, model, step)
 
     def __add__(self, other: Regularizer) -> Regularizer:
         """Both penalties, each with its own strength."""
-        from ..regularizers.sum import SumRegularizer
-
         if not isinstance(other, Regularizer):
             return NotImplemented
         return SumRegularizer((self, other))
@@ -124,5 +119,31 @@ class Regularizer(BaseEstimator, ABC):
     __rmul__ = __mul__
 
     def __getstate__(self) -> dict[str, Any]:
-        # What `penalties` remembers of the models it met is no part of the penalty.
-        return {k: v for k, v in super().__getstate__().items() if k != "_met"}
+        # Which weights take part in it, and whose turn it is, is no part of the penalty.
+        return {k: v for k, v in super().__getstate__().items() if k != "_participations"}
+
+
+class SumRegularizer(Regularizer):
+    """Sum of penalties, each with its own strength, layers and rhythm; what `a + b` gives.
+
+    regularizers : the summands
+    weight : float, multiplies the strengths of all of them
+
+    >>> from skcompress import FirstDifference, NuclearNorm
+    >>> both = NuclearNorm(1e-3, every=4) + FirstDifference(1e-2)
+    >>> half = 0.5 * both
+    >>> half.weight
+    0.5
+    """
+
+    def __init__(self, regularizers: tuple[Regularizer, ...], weight: float = 1.0):
+        super().__init__(weight)
+        self.regularizers = regularizers
+
+    def penalty(self, weight: Tensor) -> Tensor:
+        penalties = [r.weight * r.penalty(weight) for r in self.regularizers]
+        return torch.stack(penalties).sum()
+
+    @property
+    def summands(self) -> Sequence[Regularizer]:
+        return self.regularizers

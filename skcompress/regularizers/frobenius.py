@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .closed_form import ClosedForm
+from .norms import norms
 
 
 class FrobeniusNorm(ClosedForm):
@@ -43,13 +44,16 @@ class FrobeniusNorm(ClosedForm):
         self.squared = squared
 
     def evaluate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(weight)
         if self.squared:
-            return norm.square(), 2 * weight
+            return torch.linalg.vector_norm(weight).square(), 2 * weight
+        norm = self._norm(weight)
         return norm, weight / torch.where(norm > 0, norm, torch.ones_like(norm))
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
         if self.squared:
             return weight / (1 + 2 * step)
-        norm = torch.linalg.vector_norm(weight)
+        norm = self._norm(weight)
         return weight * torch.where(norm > step, 1 - step / norm, torch.zeros_like(norm))
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        return norms(weight, tuple(range(weight.dim()))).reshape(())

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import RegularizerValueError
 from ..spaces import Options, SearchSpace
 from .closed_form import ClosedForm
+from .norms import norms
 
 
 class GroupLasso(ClosedForm):
@@ -46,20 +47,20 @@ class GroupLasso(ClosedForm):
         self.axis = axis
 
     def evaluate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        norms, root = self._norms(weight)
-        inverse = torch.where(norms > 0, root / norms, torch.zeros_like(norms))
-        return root * norms.sum(), weight * inverse
+        sizes, root = self._sizes(weight)
+        inverse = torch.where(sizes > 0, root / sizes, torch.zeros_like(sizes))
+        return root * sizes.sum(), weight * inverse
 
     def prox(self, weight: Tensor, step: float) -> Tensor:
-        norms, root = self._norms(weight)
-        kept = torch.where(norms > step * root, 1 - step * root / norms, torch.zeros_like(norms))
+        sizes, root = self._sizes(weight)
+        kept = torch.where(sizes > step * root, 1 - step * root / sizes, torch.zeros_like(sizes))
         return weight * kept
 
-    def _norms(self, weight: Tensor) -> tuple[Tensor, float]:
+    def _sizes(self, weight: Tensor) -> tuple[Tensor, float]:
         """Norm of each channel, ready to multiply `weight`, and the root of its size."""
         if self.axis not in ("out", "in"):
             raise RegularizerValueError("GroupLasso", "axis", "'out' or 'in'", self.axis)
         channel = ("out", "in").index(self.axis)
         others = tuple(a for a in range(weight.dim()) if a != channel)
-        norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
-        return norms, (weight.numel() / max(1, norms.numel())) ** 0.5
+        found = norms(weight, others)
+        return found, (weight.numel() / max(1, found.numel())) ** 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import RegularizerValueError
@@ -50,6 +51,11 @@ class LogDet(Spectral):
         if not self.epsilon > 0:
             raise RegularizerValueError("LogDet", "epsilon", "> 0", self.epsilon)
         found = spectrum(short)
-        energies = found.values.square()
-        value = (energies / self.epsilon).log1p().sum(-1)
-        return value, found.multiplier(2 / (energies + self.epsilon)), short
+        # Of large numbers the squares leave float32: log(1 + x^2) = 2 log x + log(1 + 1 / x^2).
+        x = found.values / self.epsilon**0.5
+        value = torch.where(x > 1, 1 / x, x).square().log1p() + 2 * x.clamp(min=1).log()
+        # For the same reason the gradient is that of W divided by its size where that is large.
+        size = found.values[..., -1:].clamp(min=1)
+        energies = (found.values / size).square() + self.epsilon / size / size
+        ratios = 2 / size / energies.clamp(min=torch.finfo(short.dtype).tiny)
+        return value.sum(-1), found.multiplier(ratios), short / size[..., None]

@@ -40,9 +40,4 @@ def nuclear_ratio(short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size = polar.frobenius[..., None, None]
     inverse = torch.where(size > 0, 1 / size, torch.zeros_like(size))
     ratio = polar.nuclear[..., None, None] * inverse
-    # M is divided by a number of its own size, so that no square of it is ever formed.
-    right = torch.linalg.matrix_norm(polar.right, keepdim=True)
-    per_right = torch.where(right > 0, 1 / right, torch.zeros_like(right))
-    left = polar.left.clone()
-    left.diagonal(dim1=-2, dim2=-1).sub_((ratio * per_right)[..., 0])
-    return ratio[..., 0, 0], left, polar.right * inverse
+    return ratio[..., 0, 0], polar.left - ratio * polar.unit, polar.right * inverse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import RegularizerValueError
@@ -56,6 +57,10 @@ class SchattenNorm(Spectral):
             if not getattr(self, name) > 0:
                 raise RegularizerValueError("SchattenNorm", name, "> 0", getattr(self, name))
         found = spectrum(short)
-        rounded = found.values.square() + self.epsilon**2
-        value = (rounded ** (self.p / 2) - self.epsilon**self.p).clamp(min=0).sum(-1)
-        return value, found.multiplier(self.p * rounded ** (self.p / 2 - 1)), short
+        epsilon = found.values.new_tensor(self.epsilon)
+        rounded = torch.hypot(found.values, epsilon)
+        value = (rounded**self.p - epsilon**self.p).clamp(min=0).sum(-1)
+        # Of W divided by its size where that is large, whose powers would leave float32.
+        size = rounded[..., -1:].clamp(min=1)
+        ratios = self.p * (rounded / size) ** (self.p - 2) * size ** (self.p - 1)
+        return value, found.multiplier(ratios), short / size[..., None]

@@ -28,10 +28,12 @@ class StableRank(Spectral):
     def spectral(self, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = spectrum(short)
         largest = found.values[..., -1:]
-        inverse = torch.where(largest > 0, 1 / largest, torch.zeros_like(largest))
+        tiny = torch.finfo(short.dtype).tiny  # whose inverse is a number still
+        inverse = torch.where(largest >= tiny, 1 / largest, torch.zeros_like(largest))
         relative = found.values * inverse
         value = relative.square().sum(-1)
-        # 2 W / s^2 on all directions, less what the last loses by its part in the divisor.
-        ratios = (2 * inverse.square()).expand_as(relative).clone()
-        ratios[..., -1] -= 2 * value * inverse[..., 0].square()
-        return value, found.multiplier(ratios), short
+        # 2 W / s^2 on all directions, less what the last loses by its part in the divisor; of
+        # W / s, since the square of a large or small s is no number of float32.
+        ratios = (2 * inverse).expand_as(relative).clone()
+        ratios[..., -1] -= 2 * value * inverse[..., 0]
+        return value, found.multiplier(ratios), short * inverse[..., None]

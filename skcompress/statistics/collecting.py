@@ -10,10 +10,11 @@ from torch import nn
 
 from ..errors import NonFiniteInputError
 from ..layers import kind_of
-from ..layers.inputs import Inputs, Lookups, arguments
+from ..layers.inputs import arguments
 from ..network.batches import Batch, Batches
 from ..network.observing import Reducer, observe
 from ..network.weights import Site
+from ..protocols import Inputs, Lookups
 from .moments import Statistics, StatisticsSum
 from .passes import GIB, by_module, check_settings, generator, passes
 
@@ -112,6 +113,6 @@ def slot_inputs(
 def _finite(name: str, found: Statistics) -> Statistics:
     moments = found.moments
     # An input that is not finite shows on the diagonal of its squares.
-    if moments is not None and not moments.gram.diagonal(dim1=1, dim2=2).isfinite().all():
+    if moments is not None and not all(m.diagonal.isfinite().all() for m in moments.covariances):
         raise NonFiniteInputError(name)
     return found

@@ -13,6 +13,7 @@ from ..layers import LayerKind, kind_of
 from ..network.batches import Batch, Batches, device_of
 from ..network.observing import observe
 from ..network.weights import Site
+from ..protocols import SecondMoment
 from .backward import Differentiating, score
 from .moments import MomentSum
 from .outputs import Form
@@ -118,17 +119,20 @@ def output_moments(
                 yield name, found.div_(n_labels)
 
 
-def kfac_energy(change: Tensor, gram: Tensor, moment: Tensor) -> float:
+def kfac_energy(change: Tensor, inputs: Sequence[SecondMoment], moment: Tensor) -> float:
     """Give tr(G D A D^T), summed over groups: twice the KL divergence that a change D costs.
 
     change : (groups, out, in, *kernel); the weight itself for the energy of a layer
-    gram : (groups, n, n), E[x x^T]
+    inputs : E[x x^T] of each group
     moment : (groups, out, out), or its diagonal (groups, out), of `output_moments`
     """
-    d = change.detach().flatten(2).to(gram)
-    moment = moment.to(gram)
-    weighed = moment @ d if moment.dim() == 3 else moment[..., None] * d
-    return float(((d @ gram) * weighed).sum())
+    energy = 0.0
+    for part, second, gradients in zip(change.detach().flatten(2), inputs, moment, strict=True):
+        d = part.to(torch.float64)
+        g = gradients.to(d)
+        weighed = g @ d if g.dim() == 2 else g[:, None] * d
+        energy += float((second.times(d) * weighed).sum())
+    return energy
 
 
 class _Tap(torch.autograd.Function):

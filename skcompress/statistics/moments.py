@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import frexp, inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layers import Slot
-from ..layers.inputs import Inputs, Lookups
 from ..precision import full_precision
+from ..protocols import Dense, Inputs, Lookups, SecondMoment, Spanned
 
 # Numbers in one piece of patches: small enough for the cache of a CPU to help.
 _PIECE = {"cpu": 1 << 22}
@@ -92,8 +92,8 @@ def _bands(total: Tensor) -> Iterator[slice]:
 class Moments:
     """Moments of what a weight (groups, out, in, *kernel) is applied to, y = W x.
 
-    gram : (groups, n, n), E[x x^T], with n = in * kernel in the order in which the
-        weight flattens; float64
+    covariances : of each group, E[x x^T] - E[x] E[x]^T, what counts where a bias takes the mean,
+        of n = in * kernel inputs in the order in which the weight flattens
     mean : (groups, n), E[x]; float64
     count : (groups,), how many positions were seen
     used : (groups,), how many of them were drawn to estimate the moments
@@ -101,15 +101,27 @@ class Moments:
     A group that nothing was sent to, such as an idle expert, has zeros.
     """
 
-    gram: Tensor
+    covariances: tuple[SecondMoment, ...]
     mean: Tensor
     count: Tensor
     used: Tensor
 
+    def of_inputs(self, centred: bool) -> list[SecondMoment]:
+        """Second moment of each group, about its mean if `centred`."""
+        if centred:
+            return list(self.covariances)
+        pairs = zip(self.covariances, self.mean, strict=True)
+        return [covariance.plus_square(mean) for covariance, mean in pairs]
+
     @property
     def covariance(self) -> Tensor:
-        """(groups, n, n), E[x x^T] - E[x] E[x]^T: what counts where a bias takes the mean."""
-        return self.gram - self.mean[:, :, None] * self.mean[:, None]
+        """All covariances as matrices, (groups, n, n)."""
+        return torch.stack([covariance.dense for covariance in self.covariances])
+
+    @property
+    def gram(self) -> Tensor:
+        """(groups, n, n), E[x x^T]."""
+        return torch.stack([moment.dense for moment in self.of_inputs(centred=False)])
 
 
 @dataclass(frozen=True)
@@ -127,13 +139,84 @@ class Statistics:
     lookups: Tensor | None = None
 
 
+def typical(x: Tensor) -> Tensor:
+    """Mean (groups, n) of columns x (groups, n, positions), in their dtype; exact of equal ones.
+
+    Taken off before squares are formed, it leaves nothing of inputs that are all alike, where
+    the difference of a second moment and the square of a mean would leave rounding.
+    """
+    return x.mean(-1, dtype=torch.float64).to(x.dtype)
+
+
+def unit_of(x: Tensor) -> float:
+    """Power of two by which to divide before squares, or products, leave the range of float32."""
+    largest = float(x.abs().amax()) if x.numel() else 0.0
+    if 1e-15 < largest < 1e15 or not 0 < largest < inf:
+        return 1.0
+    return 2.0 ** frexp(largest)[1]
+
+
+class SquareSum:
+    """Sum over positions of x x^T, for columns x (groups, n, positions) about something near 0.
+
+    While there are fewer columns than n, they themselves are what is kept.
+    """
+
+    def __init__(self, groups: int, n: int, device: torch.device):
+        self._shape, self._device = (groups, n, n), device
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._total: Tensor | None = None
+
+    def add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
+        """Add columns x of some groups, each `share` times and by its weight w (positions,)."""
+        groups, n, _ = self._shape
+        n_kept = sum(len(counts) for _, counts in self._kept)
+        if self._total is None and len(x) == groups and n_kept + x.shape[-1] < n:
+            counts = torch.full_like(x[0, 0], share) if w is None else share * w
+            self._kept.append((x.to(self._device), counts.to(self._device)))
+            return
+        if self._total is None:
+            like: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
+            with torch.inference_mode(False):
+                self._total = torch.zeros(self._shape, **like)
+            for columns, counts in self._kept:
+                self._add(slice(None), columns, counts, 1.0)
+            self._kept = []
+        self._add(of, x, w, share)
+
+    def _add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
+        assert self._total is not None
+        unit = unit_of(x)
+        x = x / unit if w is None else x * (w.sqrt() / unit)
+        add_squares(self._total[of], x, unit**2 * share)
+
+    def covariances(self, weight: Tensor, mean: Tensor) -> tuple[SecondMoment, ...]:
+        """Divide by the weights (groups,) of all columns, about their means (groups, n).
+
+        The sum is used up.
+        """
+        if self._total is None:
+            return self._spanned(weight, mean)
+        # In place: a second copy of the largest of all tensors would double the memory.
+        found = mirror(self._total).div_(weight[:, None, None])
+        found.baddbmm_(mean[:, :, None], mean[:, None], alpha=-1)
+        return tuple(map(Dense, found))
+
+    def _spanned(self, weight: Tensor, mean: Tensor) -> tuple[SecondMoment, ...]:
+        columns = [x.to(torch.float64) for x, _ in self._kept]
+        x = torch.cat([mean[:, :, None][:, :, :0], *columns], dim=2) - mean[:, :, None]
+        counts = torch.cat([mean[0, :0], *(c.to(torch.float64) for _, c in self._kept)])
+        factors = x * (counts / weight[:, None]).sqrt()[:, None]
+        return tuple(Spanned(factor) for factor in factors)
+
+
 class MomentSum:
-    """Sums over positions of x x^T and of x, for columns x of one weight.
+    """Sum over positions of g g^T, for columns g of what comes back to the outputs of one weight.
 
     groups, n : how many independent columns of which length there are at each position
     max_positions : of one call, how many are used at most; the rest is represented by
         them, each position with the same chance
-    diagonal : whether to keep the diagonal of x x^T only
+    diagonal : whether to keep the diagonal of g g^T only
 
     Sums over a piece of positions are formed in float32 (25 times faster than float64
     on a CPU, and exact to 1e-7 of the sum) and added up in float64, so that the error does
@@ -151,42 +234,89 @@ class MomentSum:
     ):
         like: dict[str, Any] = {"device": device, "dtype": torch.float64}
         self._squares = torch.zeros(groups, n, *(() if diagonal else (n,)), **like)
-        self.total = torch.zeros(groups, n, **like)
         self.count = torch.zeros(groups, dtype=torch.int64, device=device)
-        self.used = torch.zeros_like(self.count)
-        self.weight = torch.zeros(groups, dtype=torch.float64, device=device)
         self._max_positions = max_positions
         self._generator = generator
         self._diagonal = diagonal
+
+    def add(self, inputs: Inputs, mask: Tensor | None) -> None:
+        """Add one call; `mask` (batch, sequence) is False at padding."""
+        index, seen, used = draw(inputs, mask, self._max_positions, self._generator)
+        if not seen:
+            return
+        of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        self.count[of] += seen
+        device = self._squares.device
+        # Autocast of the user's forward would form the products in half precision.
+        with torch.autocast(device.type, enabled=False), full_precision():
+            for columns in inputs.columns(index, piece_size(device)):
+                x = columns.to(torch.promote_types(columns.dtype, torch.float32))
+                unit = unit_of(x)
+                x, share = x / unit, unit**2 * seen / used
+                if self._diagonal:
+                    self._squares[of].add_(x.square().sum(-1).to(device), alpha=share)
+                else:
+                    add_squares(self._squares[of], x, share)
+
+    @property
+    def gram(self) -> Tensor:
+        """The sum of g g^T itself, not a copy, or of its diagonal."""
+        return self._squares if self._diagonal else mirror(self._squares)
+
+
+class InputSum:
+    """Sums over positions of x x^T and of x, for inputs x of one weight; see `MomentSum`.
+
+    All are of x less something like its mean; see `typical`.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        n: int,
+        device: torch.device,
+        max_positions: int | None,
+        generator: torch.Generator,
+    ):
+        like: dict[str, Any] = {"device": device, "dtype": torch.float64}
+        self._squares = SquareSum(groups, n, device)
+        self._shift, self._total = (torch.zeros(groups, n, **like) for _ in range(2))
+        self.count, self._used = (
+            torch.zeros(groups, dtype=torch.int64, device=device) for _ in range(2)
+        )
+        self._weight = torch.zeros(groups, **like)
+        self._max_positions = max_positions
+        self._generator = generator
 
     def add(self, inputs: Inputs, mask: Tensor | None, weights: Tensor | None = None) -> None:
         """Add one call; `mask` (batch, sequence) is False at padding, `weights` are (batch,)."""
         index, seen, used = draw(inputs, mask, self._max_positions, self._generator)
         if not seen:
             return
+        share = seen / used  # what each of those drawn stands for
         of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        first = not self.count[of].any()
         self.count[of] += seen
-        self.used[of] += used
-        device = self._squares.device
-        piece = piece_size(device)
+        self._used[of] += used
+        device = self._total.device
         # Autocast of the user's forward would form the products in half precision.
         with torch.autocast(device.type, enabled=False), full_precision():
-            for columns, w in weighted_columns(inputs, index, piece, weights):
+            for columns, w in weighted_columns(inputs, index, piece_size(device), weights):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
-                times_w = x if w is None else x * w
-                if self._diagonal:
-                    squares = (x * times_w).sum(-1)
-                    self._squares[of].add_(squares.to(device), alpha=seen / used)
-                else:
-                    root = x if w is None else x * w.sqrt()
-                    add_squares(self._squares[of], root, seen / used)
-                self.total[of].add_(times_w.sum(-1).to(device), alpha=seen / used)
-                self.weight[of] += (x.shape[-1] if w is None else float(w.sum())) * seen / used
+                if first:
+                    self._shift[of], first = typical(x), False
+                x = x - self._shift[of, :, None].to(x)
+                self._squares.add(of, x, w, share)
+                total = (x if w is None else x * w).sum(-1)
+                self._total[of].add_(total.to(device), alpha=share)
+                self._weight[of] += (x.shape[-1] if w is None else float(w.sum())) * share
 
-    @property
-    def gram(self) -> Tensor:
-        """The sum of x x^T itself, not a copy, or of its diagonal."""
-        return self._squares if self._diagonal else mirror(self._squares)
+    def result(self) -> Moments:
+        """Divide by the numbers of positions, or by their weights; the sums are used up."""
+        weight = torch.where(self._weight > 0, self._weight, 1.0)
+        beside = self._total / weight[:, None]
+        covariances = self._squares.covariances(weight, beside)
+        return Moments(covariances, self._shift + beside, self.count, self._used)
 
 
 class StatisticsSum:
@@ -205,7 +335,7 @@ class StatisticsSum:
         groups, self._rows, *rest = slot.shape
         self._device = slot.parameters[0].device
         self._settings = (groups, prod(rest), self._device, max_positions, generator)
-        self._moments: MomentSum | None = None
+        self._moments: InputSum | None = None
         self._lookups: Tensor | None = None
 
     @property
@@ -232,7 +362,7 @@ class StatisticsSum:
             # inference only, whose tensors cannot be changed afterwards.
             if self._moments is None:
                 with torch.inference_mode(False):
-                    self._moments = MomentSum(*self._settings)
+                    self._moments = InputSum(*self._settings)
             self._moments.add(inputs, mask, weights)
 
     def result(self) -> Statistics:
@@ -240,8 +370,4 @@ class StatisticsSum:
         sums, self._moments = self._moments, None
         if sums is None or not sums.count.any():
             return Statistics(None, self._lookups)
-        divisor = torch.where(sums.weight > 0, sums.weight, 1.0)
-        # In place: a second copy of the largest of all tensors would double the memory.
-        gram = sums.gram.div_(divisor[:, None, None])
-        mean = sums.total / divisor[:, None]
-        return Statistics(Moments(gram, mean, sums.count, sums.used), self._lookups)
+        return Statistics(sums.result(), self._lookups)

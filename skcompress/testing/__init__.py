@@ -15,6 +15,8 @@ from .compressors import check_compressor
 from .costs import check_cost
 from .criteria import check_criterion
 from .decompositions import check_decomposition
+from .layers import check_layer_kind
+from .objectives import check_objective
 from .regularizers import check_regularizer
 from .storages import check_storage
 from .untouched import check_untouched, snapshot
@@ -26,6 +28,8 @@ __all__ = [
     "check_cost",
     "check_criterion",
     "check_decomposition",
+    "check_layer_kind",
+    "check_objective",
     "check_regularizer",
     "check_storage",
     "check_untouched",

@@ -36,7 +36,7 @@ def check_allocation(plugin: Allocation | SparsityAllocation | type) -> None:
 
 def _check_zeros(allocation: SparsityAllocation) -> None:
     name = type(allocation).__name__
-    unknown = set(allocation.needs) - {"distortion"}
+    unknown = set(allocation.needs) - {"distortion", "measured_distortion"}
     assert not unknown, f"{name}: needs {sorted(unknown)}, which is no field of Prunable"
     for case in ("generic", "all equal", "all zero"):
         values = _values(case)
@@ -44,7 +44,7 @@ def _check_zeros(allocation: SparsityAllocation) -> None:
         weights = [
             Prunable(
                 f"weight{i}", tuple(v.shape), least, v.abs, v.clone,
-                _distortion(v) if "distortion" in allocation.needs else None,
+                _distortion(v) if allocation.needs else None,
             )
             for i, (v, least) in enumerate(zip(values, (1, 40, 0, 8, 2), strict=True))
         ]  # fmt: skip

@@ -14,14 +14,14 @@ from .cases import small_models
 from .estimators import checked_estimator
 
 
-def check_cost(cost: Cost | type[Cost]) -> None:
+def check_cost(plugin: Cost | type[Cost]) -> None:
     """Check that a cost counts weights as it counts models.
 
     - no weight costs less than nothing, and all of them no more than their model;
     - many options cost together what each costs by itself;
     - more numbers never cost less, for one way of cutting a weight up.
     """
-    cost = checked_estimator(cost, Cost)
+    cost: Cost = checked_estimator(plugin, Cost)
     for case, model, (x,) in small_models():
         data = batches("check_cost", x, model)
         sites = select(model).sites

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fitting.last_factor import knows_inputs
-from ..layers.chain import multiply_out
 from ..protocols import Curve, Decomposition, Factorization, Metric, Rank
+from ..protocols.product import multiply_out
 from .cases import awkward_weights
 from .estimators import check_unchanged, checked_estimator
 from .spaces import corners
@@ -30,8 +29,8 @@ def check_decomposition(
     Laws: the weight is untouched; costs, shapes and `stages` agree with the factors; the
     predicted error is the measured one; error never grows along the ranks that no
     other beats; the full rank is exact; the same call gives the same factors; `trim` leaves
-    the factorisation as it was. Where it
-    writes `regress`, the same for outputs on inputs with a second moment far from white.
+    the factorisation as it was. In a metric the same holds for outputs, on inputs with a second
+    moment far from white.
     What its `search_space` declares works.
     """
     decomposition: Decomposition = checked_estimator(plugin, Decomposition)
@@ -52,8 +51,7 @@ def check_decomposition(
             last = float(curve.errors[-1])
             limit = (tolerance * float(weight.norm())) ** 2
             assert last <= limit + 1e-30, f"{where}: the highest rank loses {last:.3g}"
-        if knows_inputs(decomposition):
-            _check_regression(where, decomposition, weight)
+        _check_regression(where, decomposition, weight)
         check_unchanged(where, "factorize borrows the weight", before, weight)
     assert n_checked, f"{name} supports none of the weights that the check has"
     _check_corners(decomposition, tolerance)
@@ -74,13 +72,16 @@ def _check_regression(where: str, decomposition: Decomposition, weight: Tensor) 
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(n, n, generator=generator, dtype=torch.float64)
     mixing *= torch.logspace(0, -1, n, dtype=torch.float64)
-    metric = Metric.of_inputs(weight, mixing @ mixing.mT)
-    curve = decomposition.regress(weight, metric).curve
+    metric = Metric.of_inputs(weight, mixing @ mixing.mT).with_ridge(weight)
+    whole = decomposition.factorize(weight, metric)
+    curve = whole.curve
+    if not len(curve.costs):  # no rank can be fitted to inputs
+        return
     for rank in _some_ranks(curve):
         index = next(i for i in range(len(curve.costs)) if curve.rank_at(i) == rank)
-        factors = decomposition.regress(weight, metric).trim(rank).factors(weight, rank)
+        factors = whole.trim(rank).factors(weight, rank)
         planned = decomposition.stages(tuple(weight.shape), rank)
-        assert factors.stages == planned, f"{where}: regress gives other factors than stages()"
+        assert factors.stages == planned, f"{where}: in a metric, other factors than stages() says"
         lost = (multiply_out(factors) - weight).flatten(1).double()
         measured = float((lost @ metric.gram * lost).sum())
         predicted = float(curve.errors[index])

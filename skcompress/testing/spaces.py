@@ -34,16 +34,21 @@ def corners(estimator: Any) -> Iterator[tuple[str, Any, bool]]:
     Before each stands what it is, for messages; after it, whether it needs data.
     """
     for parameter, space in declared_space(estimator).items():
-        for value in _values(space):
+        for value, needs_data in _values(space):
             where = f"{type(estimator).__name__}({parameter}={value!r}), of its search_space"
             variant = clone(estimator).set_params(**{parameter: value})
-            yield where, variant, space.needs_data
+            yield where, variant, needs_data
 
 
-def _values(space: Space) -> list[Any]:
+def _values(space: Space) -> list[tuple[Any, bool]]:
+    """Values that a range stands for, and whether they need data."""
     if isinstance(space, FloatRange | IntRange):
-        return [space.low, space.high]
-    if isinstance(space, Options):
-        return [value for _, value in space.items]
-    assert isinstance(space, Plugins)
-    return list(registry.offered(space)) if space.choose else []
+        values: list[Any] = [space.low, space.high]
+    elif isinstance(space, Options):
+        values = [value for _, value in space.items]
+    else:
+        assert isinstance(space, Plugins)
+        values = list(registry.offered(space)) if space.choose else []
+        blind = registry.offered(space, with_data=False)
+        return [(value, space.needs_data or value not in blind) for value in values]
+    return [(value, space.needs_data) for value in values]

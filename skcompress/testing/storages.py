@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..decompositions.svd import SVD
-from ..layers.chain import multiply_out
 from ..protocols import Decomposition, Storage
+from ..protocols.product import multiply_out
 from .cases import awkward_weights
 from .estimators import checked_estimator
 
 
 def check_storage(
-    storage: Storage | type[Storage], decomposition: Decomposition | None = None
+    plugin: Storage | type[Storage], decomposition: Decomposition | None = None
 ) -> None:
     """Check that what is stored of factors stands for the same weight.
 
@@ -22,7 +22,7 @@ def check_storage(
     - `stages` says its shapes beforehand, `numbers` how many numbers that is;
     - it is never more numbers, and the same ones every time.
     """
-    storage = checked_estimator(storage, Storage)
+    storage: Storage = checked_estimator(plugin, Storage)
     plain = decomposition or SVD(every_rank=True)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         for case, weight in awkward_weights(dtype):

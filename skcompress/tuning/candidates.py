@@ -1,4 +1,4 @@
-"""From what people pass as `estimator` and `space` to a tree of names to draw from."""
+"""From what people pass as `estimator` and `space` to what is searched."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sklearn.utils._param_validation import InvalidParameterError
 from .. import registry
 from ..errors import EstimatorTypeError
 from .frozen import draw, require_begun
-from .space import choice_of, search_space
+from .parameters import Parameters
+from .space import search_space
 from .training import trainer_of
-from .tree import Tree
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What is searched: one estimator, or the choice between several.
 
-    one : the estimator; None where the tree chooses it
-    tree : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
+    one : the estimator; None where a trial chooses it
+    space : names and ranges, as `suggest_params` has them, or `suggest_estimator` for several
     first : the estimator, or the first of several
     """
 
     one: Any
-    tree: Tree
+    space: Parameters
     first: Any
 
     def label(self, trial: Any) -> Any:
@@ -37,14 +37,14 @@ class Candidates:
 
     def require_begun(self, study: optuna.Study) -> None:
         """Refuse a study that began with another space, before any trial."""
-        require_begun(self.tree, study)
+        require_begun(self.space, study)
 
     def drawn(self, trial: Any, seed: int) -> tuple[Any, dict[str, Any]]:
         """Give an estimator as a trial chooses it, and what was set on it.
 
         seed : for every `random_state` in it that is None
         """
-        params = draw(self.tree, trial, "")
+        params = draw(self.space, trial, "")
         found = params["estimator"] if self.one is None else clone(self.one).set_params(**params)
         return seeded(found, seed), params
 
@@ -68,13 +68,16 @@ def candidates(owner: str, estimator: Any, space: Any, *, with_data: bool) -> Ca
         of name -> range, list of choices or value, for exactly these, with `...` for what is
         declared
     """
-    only, override = _restrictions(space)
+    only, override = space, None
+    if isinstance(space, Mapping):
+        # All names: a pattern says what is searched as much as what its range is.
+        only, override = tuple(space), {n: given for n, given in space.items() if given is not ...}
     if isinstance(estimator, list | tuple | Mapping):
-        several = _labelled(owner, estimator)
-        tree = choice_of(several, only, override, with_data=with_data)
-        return Candidates(None, tree, next(iter(several.values())))
-    one = _made(owner, estimator)
-    return Candidates(one, search_space(one, only, override, with_data=with_data), one)
+        one, searched = None, _labelled(owner, estimator)
+        first = next(iter(searched.values()))
+    else:
+        one = searched = first = _made(owner, estimator)
+    return Candidates(one, search_space(searched, only, override, with_data=with_data), first)
 
 
 def trains(owner: str, estimator: Any) -> bool:
@@ -90,31 +93,19 @@ def trains(owner: str, estimator: Any) -> bool:
     return found == {True}
 
 
-def _restrictions(space: Any) -> tuple[Any, dict[str, Any] | None]:
-    """Arguments `only` and `override` of `suggest_params`."""
-    if not isinstance(space, Mapping):
-        return space, None
-    # All names: a pattern says what is searched as much as what its range is.
-    return tuple(space), {name: value for name, value in space.items() if value is not ...}
-
-
 def _labelled(owner: str, estimators: Any) -> dict[str, Any]:
     if isinstance(estimators, Mapping):
-        named = [(str(label), _made(owner, value)) for label, value in estimators.items()]
+        named = [(str(label), value) for label, value in estimators.items()]
     else:
-        named = [(_label(value), _made(owner, value)) for value in estimators]
-    labels = [label for label, _ in named]
-    if not labels or len(set(labels)) < len(labels):
+        named = [(e if isinstance(e, str) else type(e).__name__, e) for e in estimators]
+    found = {label: _made(owner, value) for label, value in named}
+    if not found or len(found) < len(named):
         raise InvalidParameterError(
             f"The 'estimator' parameter of {owner} must be one estimator, or several of "
             "different names: a mapping of label to estimator tells apart those of one class. "
-            f"Got {labels} instead."
+            f"Got {[label for label, _ in named]} instead."
         )
-    return dict(named)
-
-
-def _label(estimator: Any) -> str:
-    return estimator if isinstance(estimator, str) else type(estimator).__name__
+    return found
 
 
 def _made(owner: str, estimator: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -12,21 +12,22 @@ from optuna.trial import TrialState
 from sklearn.utils._param_validation import InvalidParameterError
 
 from ..errors import FailedTrialsError, UnsatisfiedConstraintError
+from ..protocols import Objective
 from .constraints import Constraint
 from .evaluation import row_of
-from .objectives import Measurement
+from .measuring import Measurement, Meter, loss
 from .pareto import knee, nondominated
 from .studies import is_finished
 from .trials import Row, TrialTable
 
 
-def completed_rows(study: optuna.Study, cause: Exception | None) -> tuple[Row, ...]:
+def completed_rows(study: optuna.Study, meter: Meter, cause: Exception | None) -> tuple[Row, ...]:
     """Give a row for each completed trial.
 
     cause : the first error of this process, where there was one
     """
     trials = study.get_trials(deepcopy=False)
-    rows = tuple(row_of(trial) for trial in trials if trial.state == TrialState.COMPLETE)
+    rows = tuple(row_of(trial, meter) for trial in trials if trial.state == TrialState.COMPLETE)
     if not rows:
         finished = [trial for trial in trials if is_finished(trial)]
         errors = [t.user_attrs["error"] for t in finished if "error" in t.user_attrs]
@@ -37,7 +38,7 @@ def completed_rows(study: optuna.Study, cause: Exception | None) -> tuple[Row, .
 
 def front_of(
     rows: Sequence[Row],
-    objectives: Sequence[str],
+    objectives: Mapping[str, Objective],
     constraints: Sequence[Constraint],
     dense: Measurement,
 ) -> tuple[Row, ...]:
@@ -51,17 +52,22 @@ def front_of(
             if value > 0
         ]
         raise UnsatisfiedConstraintError(nearest.to_dict(), missed, len(rows))
-    losses = np.array([row.found.losses(objectives) for row in feasible])
+    losses = _losses(feasible, objectives)
     kept = np.flatnonzero(nondominated(losses))
     return tuple(feasible[i] for i in kept[np.argsort(losses[kept, 0], kind="stable")])
 
 
-def chosen(front: TrialTable, objectives: Sequence[str], refit: Any) -> Row:
+def _losses(rows: Sequence[Row], objectives: Mapping[str, Objective]) -> np.ndarray:
+    """Give objectives as (rows, objectives), such that less is better."""
+    return np.array([[loss(row.found, *pair) for pair in objectives.items()] for row in rows])
+
+
+def chosen(front: TrialTable, objectives: Mapping[str, Objective], refit: Any) -> Row:
     """Give the row that `refit` asks for, of a front with the best by the first objective first."""
     if refit == "best":
         return front[0]
     if refit == "knee":
-        return front[knee(np.array([row.found.losses(objectives) for row in front]))]
+        return front[knee(_losses(front, objectives))]
     index: Any = refit(front)
     if not (isinstance(index, Integral) and int(index) in range(len(front))):
         raise InvalidParameterError(

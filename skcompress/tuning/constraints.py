@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .. import registry
 from ..errors import ConstraintError
-from .objectives import DIRECTIONS, Measurement
+from ..protocols import Objective
+from .measuring import Measurement, named
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _FORM = re.compile(
@@ -57,15 +59,18 @@ class Constraint:
         return f"{self.name} is {value:.6g}, and {self.text!r} asks for {side} {bound:.6g}"
 
 
-def parse(text: Any) -> Constraint:
+def parse(text: Any, known: Collection[str] | None = None) -> Constraint:
     """Read one condition: a quantity, >= or <=, and a number, maybe in terms of `dense`.
 
     `dense` is what the uncompressed model has: "score >= dense - 0.01",
     "n_parameters <= 0.3 * dense", "latency <= 0.002".
+
+    known : names of quantities; None for the registered objectives
     """
+    known = registry.names("objectives") if known is None else known
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
-    if match is None or match["name"] not in DIRECTIONS:
-        raise ConstraintError(text, list(DIRECTIONS))
+    if match is None or match["name"] not in known:
+        raise ConstraintError(text, sorted(known))
     if match["value"] is not None:
         factor, step = 0.0, float(match["value"])
     elif match["factor"] is not None:
@@ -75,8 +80,22 @@ def parse(text: Any) -> Constraint:
     return Constraint(text, match["name"], match["side"] == ">=", factor, step)
 
 
-def parse_all(texts: str | Sequence[str] | None) -> tuple[Constraint, ...]:
-    """Read no condition, one, or several."""
-    if texts is None:
-        return ()
-    return tuple(map(parse, (texts,) if isinstance(texts, str) else texts))
+def parse_all(
+    given: Any, objectives: Mapping[str, Objective]
+) -> tuple[tuple[Constraint, ...], dict[str, Objective]]:
+    """Read no condition, one, or several; give what they are about too, by name.
+
+    given : conditions, and pairs of an objective and a condition without a name:
+        (MyObjective(), "<= 0.3 * dense")
+    objectives : those that conditions may name besides the registered ones
+    """
+    found, about = [], {}
+    for one in () if given is None else (given,) if isinstance(given, str) else given:
+        text, known = one, dict(objectives)
+        if isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], Objective):
+            name, objective = named(one[0])
+            text, known = f"{name} {one[1]}", {name: objective}
+        constraint = parse(text, {*registry.names("objectives"), *known})
+        found.append(constraint)
+        about[constraint.name] = known.get(constraint.name) or named(constraint.name)[1]
+    return tuple(found), about

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -13,15 +13,14 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sklearn.base import clone
 from torch import nn
 
-from ..compressors.base import FactorizingCompressor
 from ..errors import BudgetError
 from ..fitting.memo import Memo, compressors_in, share
 from ..layers.reparametrized import copied
-from ..protocols import Compressor
+from ..protocols import Compressor, Objective
 from .candidates import Candidates, seeded
 from .constraints import Constraint
 from .gate import Gate
-from .objectives import Measurement, Meter
+from .measuring import Measurement, Meter
 from .studies import excess_of, set_excess
 from .training import Look, Parts, Rebuilt, Training, dense_network, refitted, training_key
 from .trials import Row
@@ -42,16 +41,15 @@ class Evaluation:
     Ranks that cannot be reached prune a trial; all else that goes wrong fails it.
 
     What a trial found out stands in its user attributes, whatever becomes of it: score,
-    n_parameters, flops, bytes, latency in seconds and latency_contended, whether others
-    were at trials of the study meanwhile; seconds, and of these
-    seconds_training and seconds_compressing; ranks, by name of the weight; feasible,
-    random_state, error.
+    n_parameters and whatever else is measured; latency_contended, whether others were at trials
+    of the study while latency was timed; seconds, and of these seconds_training and
+    seconds_compressing; ranks, by name of the weight; feasible, random_state, error.
     """
 
     model: nn.Module
     data: object
     candidates: Candidates
-    objectives: Sequence[str]
+    objectives: Mapping[str, Objective]
     constraints: Sequence[Constraint]
     meter: Meter
     gate: Gate
@@ -122,30 +120,28 @@ class Evaluation:
             trial.set_user_attr("seconds_compressing", round(perf_counter() - start, 6))
             if ranks := _ranks(compressor):
                 trial.set_user_attr("ranks", ranks)
-            size = self.meter.size(small)
-            for name, value in size.items():
-                if value is not None:
-                    trial.set_user_attr(name, value)
-            score = self.meter.score(small, trial)
-            if score is not None:
-                trial.set_user_attr("score", score)
-        found = Measurement(score=score, latency=self._latency(small, trial), **size)
+            values = self._noted(small, trial, timed=False)
+        # What is timed, while all threads stand still where it decides, else beside their trials.
+        with self.gate.alone() if self.meter.alone else self.gate.working():
+            before = self._contended(trial)
+            timed = self._noted(small, trial, timed=True)
+            contended = before or self._contended(trial)
+        for name in timed:
+            trial.set_user_attr(f"{name}_contended", contended)
+        found = self.meter.measurement(values | timed)
         excess = {c.text: c.excess(found, self.dense) for c in self.constraints}
         if excess:
             set_excess(trial, excess)
             trial.set_user_attr("feasible", all(value <= 0 for value in excess.values()))
         return found
 
-    def _latency(self, small: nn.Module, trial: optuna.Trial) -> float | None:
-        """Measure it: while all threads stand still where it decides, else beside their trials."""
-        with self.gate.alone() if self.meter.times else self.gate.working():
-            before = self._contended(trial)
-            latency = self.meter.latency(small)
-            contended = before or self._contended(trial)
-        if latency is not None:
-            trial.set_user_attr("latency", latency)
-            trial.set_user_attr("latency_contended", contended)
-        return latency
+    def _noted(self, small: nn.Module, trial: optuna.Trial, *, timed: bool) -> dict[str, float]:
+        """Measure what is timed, or what is not; each number is noted before the next."""
+        found = {}
+        for name in self.meter.names(timed=timed):
+            found[name] = self.meter.measure(name, small, trial)
+            trial.set_user_attr(name, found[name])
+        return found
 
     def _trained(
         self, training: Training, estimator: Any, trial: optuna.Trial
@@ -182,7 +178,7 @@ class Evaluation:
                 if isinstance(own, Compressor):
                     self._small(own, network)  # what cannot work is known before the training
             elif self.watched:
-                score: Any = self.meter.score(self._small(own, network), FixedTrial({}))
+                score = self.meter.measure("score", self._small(own, network), FixedTrial({}))
                 trial.report(score, n_epochs - 1)
                 if trial.should_prune():
                     raise optuna.TrialPruned(f"pruned after {n_epochs} epochs")
@@ -204,14 +200,14 @@ class Evaluation:
         """
         running = trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         with self._lock:
-            still = self._running if self.meter.times else {trial.number}
+            still = self._running if self.meter.alone else {trial.number}
             return not {other.number for other in running} <= still
 
 
 def _without_report(estimator: Any) -> None:
     """Spare the forwards that only a report needs, of which a trial has none."""
     for inner in compressors_in(estimator):
-        if isinstance(inner, FactorizingCompressor):
+        if "measure" in inner.get_params(deep=False):
             inner.set_params(measure=False)
 
 
@@ -223,15 +219,10 @@ def _ranks(compressor: Any) -> dict[str, Any]:
     return {name: list(r) if isinstance(r, tuple) else int(r) for name, r in found.items()}
 
 
-def row_of(trial: FrozenTrial) -> Row:
+def row_of(trial: FrozenTrial, meter: Meter) -> Row:
     """Read a completed trial back."""
     known = trial.user_attrs
-    found: Any = {name: known.get(name) for name in Measurement.__dataclass_fields__}
-    return Row(
-        trial.number,
-        trial.params,
-        Measurement(**found),
-        excess_of(trial),
-        known.get("seconds"),
-        bool(known.get("latency_contended")),
-    )
+    contended = (name for name in meter.objectives if known.get(f"{name}_contended"))
+    found = meter.measurement(known)
+    seconds = known.get("seconds")
+    return Row(trial.number, trial.params, found, excess_of(trial), seconds, tuple(contended))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
-from .objectives import sign
+from ..protocols import Objective
 from .pareto import nondominated
 from .studies import excess_of
-
-_SHORT = {"n_parameters": "parameters", "flops": "FLOPs"}
 
 
 class Progress:
@@ -26,7 +24,9 @@ class Progress:
     many compromises there are; of trials that meet the constraints.
     """
 
-    def __init__(self, objectives: Sequence[str], trials: Sequence[FrozenTrial], bar: tqdm):
+    def __init__(
+        self, objectives: Mapping[str, Objective], trials: Sequence[FrozenTrial], bar: tqdm
+    ):
         self.objectives = objectives
         self.bar = bar
         self._lock = threading.Lock()
@@ -41,13 +41,13 @@ class Progress:
             self.bar.update()
 
     def _best(self) -> str:
-        signs = [sign(name) for name in self.objectives]
+        signs = [-1 if o.direction == "maximize" else 1 for o in self.objectives.values()]
         losses = np.array(self._values) * signs
         front = losses[nondominated(losses)]
         best = front[front[:, 0].argmin()] * signs
         shown = ", ".join(
-            f"{_SHORT.get(name, name)} {f'{value:,.0f}' if value > 1e3 else f'{value:.4g}'}"
-            for name, value in zip(self.objectives, best, strict=True)
+            f"{one.heading(name)} {f'{value:,.0f}' if value > 1e3 else f'{one.scale * value:.4g}'}"
+            for (name, one), value in zip(self.objectives.items(), best, strict=True)
         )
         return shown if len(signs) == 1 else f"best {shown}; {len(front)} on the front"
 
@@ -58,7 +58,10 @@ def _counts(trial: FrozenTrial) -> bool:
 
 @contextmanager
 def progress(
-    objectives: Sequence[str], trials: Sequence[FrozenTrial], total: int | None, verbose: Any
+    objectives: Mapping[str, Objective],
+    trials: Sequence[FrozenTrial],
+    total: int | None,
+    verbose: Any,
 ) -> Iterator[Progress]:
     """Show a bar that starts at the trials that are there.
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection
 
 import joblib
 import optuna
@@ -19,7 +18,7 @@ from torch import nn
 from ..errors import DenseScoreError
 from .evaluation import Evaluation
 from .gate import Gate
-from .objectives import Measurement, Meter
+from .measuring import Measurement, Meter, source_of
 from .progress import progress
 from .scoring import Scorer
 from .studies import is_finished
@@ -36,21 +35,22 @@ def dense_measurement(
     """
     known = study.user_attrs.get(_DENSE)
     if known is None:
-        dense = make().eval()
-        size = meter.size(dense)
-        try:
-            score = meter.score(dense, FixedTrial({}))
-        except Exception as cause:
-            raise DenseScoreError(cause) from cause
+        dense, found = make().eval(), {}
         with gate.alone():
-            found = Measurement(score=score, latency=meter.latency(dense), **size)
-        study.set_user_attr(_DENSE, asdict(found))
+            for name in [*meter.names(timed=False), *meter.names(timed=True)]:
+                try:
+                    found[name] = meter.measure(name, dense, FixedTrial({}))
+                except Exception as cause:
+                    raise DenseScoreError(source_of(name), cause) from cause
+        study.set_user_attr(_DENSE, found)
         # Another process may have written in between: what is there now holds for both.
         known = study.user_attrs[_DENSE]
-    return Measurement(**known)
+    return meter.measurement(known)
 
 
-def prunes_by_score(study: optuna.Study, objectives: Sequence[str], scorer: Scorer | None) -> bool:
+def prunes_by_score(
+    study: optuna.Study, objectives: Collection[str], scorer: Scorer | None
+) -> bool:
     """Whether the study's pruner wants scores from amid a trial, and nobody else reports some.
 
     Optuna prunes studies of one objective, of whose values it takes the reports to be.

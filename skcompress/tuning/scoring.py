@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -16,32 +15,23 @@ from sklearn.metrics import get_scorer
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
-from ..errors import MissingValidationError, ScoreError, ValidationShapeError
+from ..errors import MissingValidationError, ValidationShapeError
 from ..network.batches import batches
 from ..statistics.outputs import main_output
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Function of a network in eval mode, and of a trial, that gives a finite number.
+    """Function of a network in eval mode, and of a trial, that gives a number.
 
     reports : whether it may report to the trial by itself
-
-    Whatever goes wrong in it is a ScoreError that says what.
     """
 
     score: Callable[[nn.Module, Any], Any]
     reports: bool
 
-    def __call__(self, network: nn.Module, trial: Any) -> float:
-        given = self.score(network, trial)
-        try:
-            value = float(given)
-        except (TypeError, ValueError):
-            raise ScoreError(given) from None
-        if not isfinite(value):
-            raise ScoreError(value)
-        return value
+    def __call__(self, network: nn.Module, trial: Any) -> Any:
+        return self.score(network, trial)
 
 
 def make_scorer(owner: str, scoring: Any, validation: Any) -> Scorer:
@@ -68,9 +58,9 @@ def _takes_trial(scoring: Any) -> bool:
 def _named_scorer(owner: str, scoring: str, validation: Any) -> Callable[[nn.Module, Any], float]:
     scorer = get_scorer(scoring)
     if validation is None:
-        raise MissingValidationError(owner, scoring)
+        raise MissingValidationError(owner, f"scoring={scoring!r}")
     if not (isinstance(validation, tuple | list) and len(validation) == 2):
-        raise MissingValidationError(owner, scoring, validation)
+        raise MissingValidationError(owner, f"scoring={scoring!r}", validation)
     inputs, targets = validation
     if isinstance(targets, Tensor):
         targets = targets.detach().cpu().numpy()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -14,7 +15,7 @@ from ..errors import CalibrationError, NoCompressorError
 from ..fitting.memo import Memo
 from ..network.batches import device_of
 from ..network.weights import check_model
-from ..protocols import Compressor
+from ..protocols import Bench, Compressor, Objective
 from ..randomness import restored_randomness, same_randomness
 from .candidates import Candidates, candidates, trains
 from .choosing import chosen, completed_rows, front_of
@@ -22,11 +23,11 @@ from .constraints import Constraint, parse_all
 from .evaluation import Evaluation
 from .gate import Gate
 from .identity import described
-from .objectives import Meter, checked_objectives, example_of
+from .measuring import Meter, example_of, objectives_of, written
 from .progress import quiet
 from .running import dense_measurement, prunes_by_score, run
 from .scoring import make_scorer
-from .settings import RULES, check_together
+from .settings import RULES
 from .storage import grace_of, open_storage
 from .studies import begin, open_study
 from .training import Training, first_batch, training_pair
@@ -53,11 +54,12 @@ class CompressionSearch(Compressor):
         to the trial and prune it. Or the name of a scikit-learn scorer, for the arrays
         `validation` of `fit`. The model is in eval mode, a copy; with `n_jobs` several threads
         call it at a time. None where no objective and no constraint is about the score.
-    objectives : str or tuple of str
-        Of "score", "n_parameters", "flops" (of one forward of the first input), "bytes",
-        "latency" (seconds of that forward). One is made best; of several, the best compromises
-        are found. All are measured, as far as there are inputs and a scorer; latency, where it is
-        an objective or in a constraint, while no other trial of this process computes.
+    objectives : str, `protocols.Objective`, or tuple of these
+        Registered names or instances: "score", "n_parameters", "flops" (of one forward of the first
+        input), "bytes", "latency" (seconds of that forward), and what plugins add. One is made
+        best; of several, the best compromises are found. These five are measured in any case, as
+        far as there are inputs and a scorer; latency, where it is an objective or in a constraint,
+        while no other trial of this process computes.
     n_trials : int or None
         How many finished trials the study is to have in the end, those that were there before
         and those of other processes among them. None: until `timeout`.
@@ -84,9 +86,10 @@ class CompressionSearch(Compressor):
     refit : {"best", "knee"} or callable
         Which of `pareto_front_` `best_model_` is built of: the best by the first objective; the
         one where the front bulges out most; or the index that ``(front) -> int`` gives.
-    constraints : str or tuple of str
+    constraints : str or tuple
         What results have to meet: "score >= dense - 0.01", "n_parameters <= 0.3 * dense",
-        "latency <= 0.002". `dense` is what the uncompressed model has.
+        "latency <= 0.002"; or a pair of an instance and the rest, (MyObjective(), "<= 3"). `dense`
+        is what the uncompressed model has.
     cache_memory : float, default=2 GiB
         Bytes for what trials have in common: factorisations of weights, statistics of inputs,
         trained networks with their optimizers. Computed once, and let go at the end of `fit`.
@@ -104,6 +107,7 @@ class CompressionSearch(Compressor):
     trials_ : TrialTable of all completed trials
     dense_ : Measurement of the uncompressed model; where the estimator trains, of what it
         trains as it was given, before compression
+    objectives_ : tuple of str, the names of what was searched for
     constraints_ : tuple of Constraint, as they were understood
     best_trial_ : Row of `pareto_front_` that was chosen
     best_params_ : dict, what was set on the estimator; of several, {"estimator": it}
@@ -202,14 +206,17 @@ class CompressionSearch(Compressor):
         """
         self._validate_params()
         owner = type(self).__name__
-        objectives = checked_objectives(owner, self.objectives)
-        constraints = parse_all(self.constraints)
-        wanted = {*objectives, *(constraint.name for constraint in constraints)}
+        objectives = objectives_of(owner, self.objectives)
+        constraints, bounded = parse_all(self.constraints, objectives)
         check_model(owner, model)
         scorer = None
         if self.scoring is not None:
             scorer = make_scorer(owner, self.scoring, validation)
-        check_together(owner, self, wanted)
+        if self.n_trials is None and self.timeout is None:
+            raise InvalidParameterError(
+                f"The 'n_trials' parameter of {owner} must be an int where there is no timeout: "
+                "the search would never end. Got None instead."
+            )
         inputs = validation[0] if isinstance(validation, tuple | list) and validation else None
         pair = None
         sources = [data, inputs]
@@ -219,8 +226,9 @@ class CompressionSearch(Compressor):
         elif calibration is not None:
             raise CalibrationError(owner)
         with same_randomness(device_of(model)):  # from which a DataLoader draws
-            example = example_of(owner, wanted, sources, model)
-        meter = Meter(scorer, example, "latency" in wanted)
+            example = example_of(owner, sources, model)
+        bench = Bench(example, validation=validation, data=data)
+        meter = Meter.of(owner, objectives | bounded, bench, scorer)
         searched = candidates(owner, self.estimator, self.space, with_data=data is not None)
         with quiet(int(self.verbose)), restored_randomness(device_of(model)):
             self._search(model, data, pair, searched, meter, objectives, constraints)
@@ -257,7 +265,7 @@ class CompressionSearch(Compressor):
         pair: tuple[Any, Any] | None,
         searched: Candidates,
         meter: Meter,
-        objectives: Sequence[str],
+        objectives: Mapping[str, Objective],
         constraints: Sequence[Constraint],
     ) -> None:
         seed = None
@@ -272,13 +280,13 @@ class CompressionSearch(Compressor):
             study,
             objectives,
             {
-                "objectives": list(objectives),
+                "objectives": written(self.objectives),
                 "constraints": [constraint.text for constraint in constraints],
                 "model": described(model),
             },
         )
         searched.require_begun(study)
-        self.study_, self.constraints_ = study, constraints
+        self.study_, self.objectives_, self.constraints_ = study, tuple(objectives), constraints
         gate = Gate()
         shared = Memo(self.cache_memory)
         evaluation = Evaluation(
@@ -300,10 +308,10 @@ class CompressionSearch(Compressor):
             study, evaluation, n_trials=self.n_trials, timeout=self.timeout, n_jobs=self.n_jobs,
             verbose=self.verbose, grace=grace_of(storage),
         )  # fmt: skip
-        rows = completed_rows(study, evaluation.first_error)
-        self.trials_ = TrialTable(rows, self.dense_)
+        rows = completed_rows(study, meter, evaluation.first_error)
+        self.trials_ = TrialTable(rows, self.dense_, meter.objectives)
         front = front_of(rows, objectives, constraints, self.dense_)
-        self.pareto_front_ = TrialTable(front, self.dense_)
+        self.pareto_front_ = TrialTable(front, self.dense_, meter.objectives)
         self.best_trial_ = chosen(self.pareto_front_, objectives, self.refit)
         trial = study.trials[self.best_trial_.number]
         _, self.best_params_ = evaluation.estimator(trial)

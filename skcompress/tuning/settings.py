@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,7 +9,6 @@ from optuna.samplers import BaseSampler
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
-    InvalidParameterError,
     StrOptions,
 )
 
@@ -18,7 +16,7 @@ from .studies import SAMPLERS
 
 # What scikit-learn checks by itself, by parameter.
 RULES: dict[str, Any] = {
-    "objectives": [str, list, tuple],
+    "objectives": [str, list, tuple, HasMethods("measure")],
     "scoring": [None, str, callable],
     "n_trials": [None, Interval(Integral, 1, None, closed="left")],
     "timeout": [None, Interval(Real, 0, None, closed="neither")],
@@ -36,20 +34,3 @@ RULES: dict[str, Any] = {
     "cache_memory": [Interval(Real, 0, None, closed="left")],
     "verbose": ["verbose"],
 }
-
-
-def check_together(owner: str, search: Any, wanted: Collection[str]) -> None:
-    """Refuse settings that leave each other without sense.
-
-    wanted : objectives, and what constraints are about
-    """
-    if search.n_trials is None and search.timeout is None:
-        raise InvalidParameterError(
-            f"The 'n_trials' parameter of {owner} must be an int where there is no timeout: "
-            "the search would never end. Got None instead."
-        )
-    if search.scoring is None and "score" in wanted:
-        raise InvalidParameterError(
-            f"The 'scoring' parameter of {owner} must be a callable or a name, since the "
-            "score is an objective or in a constraint. Got None instead."
-        )

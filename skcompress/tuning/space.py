@@ -1,9 +1,9 @@
-"""From what estimators declare, and what the caller changes of it, to the tree of names."""
+"""From what estimators declare, and what the caller changes of it, to the parameters searched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,14 +11,13 @@ from optuna.distributions import BaseDistribution
 
 from .. import registry
 from ..errors import (
-    EstimatorTypeError,
     NothingToSearchError,
     SearchDeclarationError,
     SearchRangeError,
     UnknownParameterError,
 )
 from ..spaces import FloatRange, IntRange, Options, Plugins, Space, declared_space, is_space
-from .tree import Branch, Choice, Inside, Leaf, Node, Table, Tree
+from .parameters import Parameter, Parameters, is_estimator
 
 _NOT_GIVEN = object()
 
@@ -29,164 +28,156 @@ def search_space(
     override: Mapping[str, Any] | None = None,
     *,
     with_data: bool = False,
-) -> Tree:
-    """Give all that is searched of an estimator; arguments as for `suggest_params`."""
-    owner = type(estimator).__name__
-    if not _is_estimator(estimator):
-        raise EstimatorTypeError("suggest_params", estimator)
+) -> Parameters:
+    """Give all that is searched of an estimator; arguments as for `suggest_params`.
+
+    Of a mapping of name -> estimator, the choice between them too, under the name "estimator".
+    """
     asked = _Asked(only, override, with_data)
-    tree = _tree(estimator, asked)
+    if isinstance(estimator, Mapping):
+        owner, here = "the estimators", _Place("estimator", ("estimator",))
+        everything = _drawn(here, Options(estimator), asked, named=True)
+    else:
+        owner = type(estimator).__name__
+        everything = list(_inside(estimator, asked, _Place("", ("",))))
     asked.require_all(owner)
-    if not tree.nodes and not tree.fixed:
+    if not everything:
         raise NothingToSearchError(owner)
-    return tree
+    return Parameters(sorted(everything, key=lambda parameter: parameter.name))
 
 
-def choice_of(
-    estimators: Mapping[str, Any],
-    only: str | Iterable[str] | None = None,
-    override: Mapping[str, Any] | None = None,
-    *,
-    with_data: bool = False,
-) -> Tree:
-    """Give the choice between several estimators, under the name "estimator"."""
-    for estimator in estimators.values():
-        if not _is_estimator(estimator):
-            raise EstimatorTypeError("suggest_estimator", estimator)
-    asked = _Asked(only, override, with_data)
-    space = Options(estimators)
-    asked.selects("estimator", space)
-    tree = Tree((_choice("estimator", "estimator", space, asked, frozenset()),))
-    asked.require_all("the estimators")
-    return tree
+@dataclass(frozen=True)
+class _Place:
+    """Where in an estimator: name in the study, path for `set_params`, choices on the way.
+
+    within : kinds of plugins that it is a choice of, which are not chosen again inside
+    """
+
+    name: str
+    path: tuple[str, ...]
+    when: tuple[tuple[str, Any], ...] = ()
+    within: frozenset[str] = frozenset()
+
+    def then(self, text: str) -> _Place:
+        """Go on behind it, by the same words in the study and in `set_params`."""
+        *above, key = self.path
+        return replace(self, name=self.name + text, path=(*above, key + text))
+
+    def chosen(self, label: Any, kind: str, *, by_name: bool) -> _Place:
+        """Go into what a choice stands for.
+
+        by_name : whether settings go beside its name (`key__setting`) instead of into an instance
+        """
+        *above, key = self.path
+        return _Place(
+            name=f"{self.name}.{label}.",
+            path=(*above, f"{key}__") if by_name else (*self.path, ""),
+            when=(*self.when, (self.name, label)),
+            within=self.within | {kind},
+        )
 
 
 class _Asked:
     """What the caller wants searched, and which of their names and patterns fit something."""
 
     def __init__(self, only: Any, override: Any, with_data: bool):
-        if only is not None:
-            only = (only,) if isinstance(only, str) else tuple(only)
-        override = {} if override is None else override
-        if not isinstance(override, Mapping):
+        self.override = {} if override is None else override
+        if not isinstance(self.override, Mapping):
             rule = "a mapping of names to ranges, lists of choices or values"
             raise SearchRangeError("override", "suggest_params", rule, override)
-        for name, given in override.items():
+        for name, given in self.override.items():
             if isinstance(given, BaseDistribution):
                 rule = "a range of skcompress.spaces, a list of choices or a value"
                 raise SearchRangeError(f"override[{name!r}]", "suggest_params", rule, given)
-        self._only: tuple[str, ...] | None = only
-        self._override = override
-        self._with_data = with_data
-        self._known: list[str] = []
-        self._need_data: list[str] = []
+        self.only = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+        self.with_data = with_data
+        self._met: dict[str, bool] = {}  # names, and whether they need data that is not there
         self._fit: set[str] = set()
-        self._included: set[str] = set()
 
     def given(self, name: str, *, declared: bool) -> Any:
         """What `override` has for a parameter; patterns are for declared ones."""
-        if name in self._override:
-            self._fit.add(name)
-            return self._override[name]
-        found = _NOT_GIVEN
-        for pattern, given in self._override.items():
-            if declared and fnmatchcase(name, pattern):
-                self._fit.add(pattern)
-                found = given
-        return found
+        fitting = [p for p in self.override if declared and fnmatchcase(name, p)]
+        if name in self.override:
+            fitting = [name]
+        self._fit.update(fitting)
+        return self.override[fitting[-1]] if fitting else _NOT_GIVEN
 
     def selects(self, name: str, space: Space) -> bool:
         """Whether a parameter with this range is to be searched."""
-        if name in self._override or name in self._included:
-            self._known.append(name)
+        if name in self.override:
+            self._met[name] = False
             return True
-        if self.lacks_data(space):
-            self._need_data.append(name)
-            return False
-        self._known.append(name)
-        if self._only is None:
-            return True
-        fitting = [pattern for pattern in self._only if fnmatchcase(name, pattern)]
+        self._met[name] = self.lacks_data(space)
+        if self._met[name] or self.only is None:
+            return not self._met[name]
+        fitting = [pattern for pattern in self.only if fnmatchcase(name, pattern)]
         self._fit.update(fitting)
         return bool(fitting)
 
     def lacks_data(self, space: Space) -> bool:
         """Whether a range needs data, and there is none."""
-        return space.needs_data and not self._with_data
-
-    def include(self, name: str) -> None:
-        """Search a part of what was named."""
-        self._included.add(name)
+        return space.needs_data and not self.with_data
 
     def settings_below(self, before: str, parameters: Iterable[str]) -> list[str]:
         """Names `parameter__setting` in `override` that nothing has been met for."""
-        rest = [n[len(before) :] for n in self._override if n.startswith(before)]
-        named = [n for n in rest if "__" in n and n.partition("__")[0] in parameters]
-        return sorted(n for n in named if before + n not in self._fit)
+        rest = {n: n[len(before) :].partition("__") for n in self.override if n.startswith(before)}
+        return sorted(
+            before + "".join(parts)
+            for name, parts in rest.items()
+            if parts[2] and parts[0] in parameters and name not in self._fit
+        )
 
     def require_all(self, owner: str) -> None:
         """Refuse names and patterns that fit nothing."""
-        for argument, names in (("only", self._only or ()), ("override", self._override)):
-            for name in names:
-                if name not in self._fit:
-                    hidden = any(fnmatchcase(known, name) for known in self._need_data)
-                    hint = "it needs data: pass with_data=True" if hidden else ""
-                    raise UnknownParameterError(argument, name, owner, sorted(self._known), hint)
+        for argument, names in (("only", self.only or ()), ("override", self.override)):
+            for name in (name for name in names if name not in self._fit):
+                hidden = any(needs and fnmatchcase(n, name) for n, needs in self._met.items())
+                hint = "it needs data: pass with_data=True" if hidden else ""
+                known = sorted(n for n, needs in self._met.items() if not needs)
+                raise UnknownParameterError(argument, name, owner, known, hint)
 
 
-def _tree(
-    estimator: Any,
-    asked: _Asked,
-    before: str = "",
-    key: str = "",
-    within: frozenset[str] = frozenset(),
-) -> Tree:
-    """All that is searched of one estimator.
-
-    before, key : what comes before its parameters, in the study and in `set_params`
-    within : kinds of plugins that it is a choice of, which are not chosen again inside
-    """
-    declared, values = declared_space(estimator), _parameters(estimator)
+def _inside(estimator: Any, asked: _Asked, at: _Place) -> Iterator[Parameter]:
+    """Yield all that is searched of an estimator, and inside it."""
+    # Its own parameters; of a pipeline its steps too.
+    values = {n: v for n, v in estimator.get_params(deep=True).items() if "__" not in n}
+    declared, owner = declared_space(estimator), type(estimator).__name__
     for parameter in declared.keys() - values.keys():
-        owner = type(estimator).__name__
         raise SearchDeclarationError(owner, f"{parameter!r} is no parameter of {owner}")
-    nodes: list[Node] = []
-    fixed: dict[str, Any] = {}
     for parameter, held in sorted(values.items()):
-        name, path, space = before + parameter, key + parameter, declared.get(parameter)
-        value = held
-        given = asked.given(name, declared=space is not None)
-        wanted = _as_space(given, space)
-        if given is not _NOT_GIVEN and wanted is None:
-            fixed[path] = value = given
-        elif wanted is not None:
-            node = _node(name, path, wanted, asked, within)
-            if node is not None:
-                nodes.append(node)
+        here, space = at.then(parameter), declared.get(parameter)
+        given = asked.given(here.name, declared=space is not None)
+        wanted, value = _as_space(given, space), held
+        if wanted is not None:
+            if found := _drawn(here, wanted, asked):
+                yield from found
                 continue
-        if _holds_plugin(value, space):
-            inner = _inside(name, path, value, space, asked, within)
-            nodes += inner.nodes
-            fixed |= inner.fixed
+        elif given is not _NOT_GIVEN:
+            value = given
+            yield Parameter(here.name, here.path, None, value, here.when)
+        if is_estimator(value):
+            yield from _inside(value, asked, here.then("__"))
+        elif isinstance(value, str) and isinstance(space, Plugins):
+            plugin, below = registry.make(space.kind, value), here.then("__")
+            if not space.by_name:
+                below = replace(below, path=(*here.path, ""))
+            inner = list(_inside(plugin, asked, below))
+            if inner and not space.by_name:
+                yield Parameter(here.name, here.path, None, plugin, here.when)
+            yield from inner
     # A skorch net takes any setting of its parts, and does not know them before it is fitted.
-    for setting in asked.settings_below(before, values if hasattr(estimator, "prefixes_") else ()):
-        given = asked.given(before + setting, declared=False)
+    parts = values if hasattr(estimator, "prefixes_") else ()
+    for name in asked.settings_below(at.name, parts):
+        given, here = asked.given(name, declared=False), at.then(name[len(at.name) :])
         wanted = _as_space(given, None)
         if wanted is None:
-            fixed[key + setting] = given
+            yield Parameter(here.name, here.path, None, given, here.when)
         else:
-            node = _node(before + setting, key + setting, wanted, asked, within)
-            nodes += [] if node is None else [node]
-    return Tree(tuple(sorted(nodes, key=lambda node: node.name)), fixed)
-
-
-def _parameters(estimator: Any) -> dict[str, Any]:
-    """Its own parameters; of a pipeline its steps too."""
-    return {n: v for n, v in estimator.get_params(deep=True).items() if "__" not in n}
+            yield from _drawn(here, wanted, asked)
 
 
 def _as_space(given: Any, declared: Space | None) -> Any:
-    """Give the range or choice that is meant; None for a value."""
+    """Give the range or choice that is meant, or a mapping with some in it; None for a value."""
     if given is _NOT_GIVEN:
         return declared
     if isinstance(given, list):
@@ -198,71 +189,45 @@ def _as_space(given: Any, declared: Space | None) -> Any:
     return given if is_space(given) else None
 
 
-def _node(name: str, path: str, space: Any, asked: _Asked, within: frozenset[str]) -> Node | None:
-    """Give what is drawn for a parameter, or None if nothing is."""
+def _drawn(here: _Place, space: Any, asked: _Asked, *, named: bool = False) -> list[Parameter]:
+    """Give what is drawn for a parameter, and what hangs on it; nothing if it is not searched.
+
+    named : whether it was asked for
+    """
     if isinstance(space, Mapping):
-        entries: dict[str, Any] = {}
+        found = [Parameter(here.name, here.path, None, dict(space), here.when)]
         for entry, part in space.items():
             wanted = _as_space(part, None)
-            asked.include(f"{name}.{entry}")
-            node = (
-                None if wanted is None else _node(f"{name}.{entry}", entry, wanted, asked, within)
-            )
-            entries[entry] = part if node is None else node
-        return Table(name, path, entries)
-    if isinstance(space, Plugins) and not (space.choose and space.kind not in within):
-        return None
-    selected = asked.selects(name, space)
+            into = replace(here, name=f"{here.name}.{entry}", path=(*here.path, entry))
+            found += [] if wanted is None else _drawn(into, wanted, asked, named=True)
+        return found
+    kind = space.kind if isinstance(space, Plugins) else ""
+    if kind and (not space.choose or kind in here.within):
+        return []
+    selected = asked.selects(here.name, space) or named
     if isinstance(space, FloatRange | IntRange):
-        return Leaf(name, path, space) if selected else None
+        return [Parameter(here.name, here.path, space, when=here.when)] if selected else []
     if not selected and asked.lacks_data(space):
-        return None
-    choice = _choice(name, path, space, asked, within)
-    below = any(branch.tree is not None and branch.tree.nodes for branch in choice.branches)
-    return choice if selected or below else None
+        return []
+    values: dict[Any, Any] = {}
+    below: list[Parameter] = []
+    for label, value, plugin in _branches(space, asked):
+        by_name = bool(kind) and space.by_name
+        branch = here.chosen(label, kind, by_name=by_name)
+        inner = list(_inside(plugin, asked, branch)) if is_estimator(plugin) else []
+        values[label] = plugin if inner and not by_name else value
+        below += inner
+    if not selected and all(parameter.space is None for parameter in below):
+        return []
+    installed = bool(kind) and space.names is None
+    choice = Parameter(here.name, here.path, Options(values), when=here.when, installed=installed)
+    return [choice, *below]
 
 
-def _choice(
-    name: str, path: str, space: Options | Plugins, asked: _Asked, within: frozenset[str]
-) -> Choice:
-    branches = []
+def _branches(space: Options | Plugins, asked: _Asked) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield label and value of all that can be chosen, and the plugin that it stands for."""
     if isinstance(space, Options):
-        labels = space.labels
-        for label, value in space.items:
-            plugin = value if _is_estimator(value) else None
-            branches.append(_branch(f"{name}.{label}.", value, plugin, asked, within))
-        return Choice(name, path, labels, tuple(branches))
-    labels = registry.offered(space)
-    within = within | {space.kind}
-    for label in labels:
-        plugin = None if label is None else registry.make(space.kind, label)
-        branches.append(_branch(f"{name}.{label}.", label, plugin, asked, within))
-    return Choice(name, path, labels, tuple(branches), space.names is None, space.by_name)
-
-
-def _branch(before: str, value: Any, plugin: Any, asked: _Asked, within: frozenset[str]) -> Branch:
-    tree = None if plugin is None else _tree(plugin, asked, before, "", within)
-    return Branch(value, plugin, tree if tree is not None and (tree.nodes or tree.fixed) else None)
-
-
-def _holds_plugin(value: Any, space: Space | None) -> bool:
-    return _is_estimator(value) or (isinstance(value, str) and isinstance(space, Plugins))
-
-
-def _inside(
-    name: str, path: str, value: Any, space: Any, asked: _Asked, within: frozenset[str]
-) -> Tree:
-    """What is searched of the plugin or estimator that a parameter holds."""
-    if _is_estimator(value):
-        return _tree(value, asked, f"{name}__", f"{path}__", within)
-    plugin = registry.make(space.kind, value)
-    if space.by_name:
-        return _tree(plugin, asked, f"{name}__", f"{path}__", within)
-    inner = _tree(plugin, asked, f"{name}__", "", within)
-    if not inner.nodes and not inner.fixed:
-        return inner
-    return Tree((Inside(name, path, Branch(value, plugin, inner)),))
-
-
-def _is_estimator(value: Any) -> bool:
-    return hasattr(value, "get_params") and not isinstance(value, type)
+        yield from ((label, value, value) for label, value in space.items)
+        return
+    for label in registry.offered(space, with_data=asked.with_data):
+        yield label, label, None if label is None else registry.make(space.kind, label)

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import optuna
-import optuna.storages.journal
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from sqlalchemy.engine import URL, make_url
@@ -17,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ..errors import StorageError
 from .journal import Journal
+from .logfile import LogFile
 
 # What installs the driver of a database that is reached by its plain name.
 _DRIVERS = {
@@ -25,6 +25,8 @@ _DRIVERS = {
 }
 _JOURNAL = "journal:///"
 _ATTEMPTS = 6
+# What a database says of tables, and SQLite of their one row, that another worker makes just now.
+_BEGUN_BY_OTHERS = ("already exists", "UNIQUE constraint failed")
 # As `RDBStorage` calls what it does with killed trials; renamed in Optuna 4.9.
 _CALLBACK = (
     "heartbeat_stale_trial_callback"
@@ -72,7 +74,7 @@ def open_storage(
         raise StorageError(f"{storage!r}", "it is neither a URL nor an Optuna storage")
     try:
         if storage.startswith(_JOURNAL):
-            file = optuna.storages.journal.JournalFileBackend(storage.removeprefix(_JOURNAL))
+            file = LogFile(storage.removeprefix(_JOURNAL))
             return Journal(file, heartbeat, grace or 4 * heartbeat, _retry(max_retry))
         return _database(make_url(storage), heartbeat, grace, max_retry)
     except Exception as error:
@@ -117,7 +119,8 @@ def _database(url: URL, heartbeat: int, grace: int | None, max_retry: int) -> Ba
                 )
         except DBAPIError as error:
             # Of workers that begin together with an empty database, each makes its tables.
-            if attempt == _ATTEMPTS - 1 or "already exists" not in str(error):
+            begun = any(words in str(error) for words in _BEGUN_BY_OTHERS)
+            if attempt == _ATTEMPTS - 1 or not begun:
                 raise
             time.sleep(0.1 * 2**attempt)
     raise AssertionError("never reached")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import StorageError, StudyMismatchError
-from .objectives import DIRECTIONS
+from ..protocols import Objective
 from .storage import shown
 
 SAMPLERS = {"tpe": TPESampler, "nsgaii": NSGAIISampler, "random": RandomSampler}
@@ -25,7 +25,7 @@ _OWN_CONSTRAINTS = hasattr(optuna.trial.Trial, "set_constraint")
 
 
 def open_study(
-    objectives: Sequence[str],
+    objectives: Mapping[str, Objective],
     *,
     sampler: str | BaseSampler,
     pruner: Any,
@@ -40,7 +40,7 @@ def open_study(
         enters it, so that a resumed study does not draw once more what it began with.
     constrained : whether trials will be told by `set_excess`
     """
-    directions: list[Any] = [DIRECTIONS[objective] for objective in objectives]
+    directions: list[Any] = [objective.direction for objective in objectives.values()]
     try:
         study = optuna.create_study(
             storage=storage, study_name=name, directions=directions, pruner=pruner,
@@ -69,7 +69,7 @@ def _sampler(name: str, seed: int | None, n_trials: int, constrained: bool) -> B
         return SAMPLERS[name](**settings)
 
 
-def begin(study: optuna.Study, objectives: Sequence[str], settings: Mapping[str, Any]) -> None:
+def begin(study: optuna.Study, objectives: Iterable[str], settings: Mapping[str, Any]) -> None:
     """Note in a new study how it was begun; compare with that in one that goes on.
 
     settings : JSON-able, by the words in which a difference is told

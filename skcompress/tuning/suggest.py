@@ -9,7 +9,8 @@ from sklearn.base import clone
 
 from ..errors import EstimatorTypeError
 from .frozen import draw
-from .space import choice_of, search_space
+from .parameters import is_estimator
+from .space import search_space
 
 
 def suggest_params(
@@ -60,8 +61,9 @@ def suggest_params(
     SearchRangeError, SearchDeclarationError : a range that is none
     SpaceChangedError : the study began with another space, or with plugins that are gone
     """
-    tree = search_space(estimator, only, override, with_data=with_data)
-    return draw(tree, trial, prefix)
+    if not is_estimator(estimator):
+        raise EstimatorTypeError("suggest_params", estimator)
+    return draw(search_space(estimator, only, override, with_data=with_data), trial, prefix)
 
 
 def suggest_estimator(
@@ -86,10 +88,9 @@ def suggest_estimator(
     >>> suggest_estimator(trial, both, only="*rank")
     TuckerCompressor(rank=0.5)
     """
-    if isinstance(estimator, Mapping):
-        tree = choice_of(estimator, only, override, with_data=with_data)
-        return draw(tree, trial, prefix)["estimator"]
-    if not hasattr(estimator, "get_params") or isinstance(estimator, type):
-        raise EstimatorTypeError("suggest_estimator", estimator)
-    drawn = suggest_params(trial, estimator, prefix, only, override, with_data=with_data)
-    return clone(estimator).set_params(**drawn)
+    several = isinstance(estimator, Mapping)
+    for one in estimator.values() if several else [estimator]:
+        if not is_estimator(one):
+            raise EstimatorTypeError("suggest_estimator", one)
+    drawn = draw(search_space(estimator, only, override, with_data=with_data), trial, prefix)
+    return drawn["estimator"] if several else clone(estimator).set_params(**drawn)

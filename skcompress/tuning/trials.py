@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 from tabulate import tabulate
 
-from .objectives import Measurement
-
-_HEADERS = {"flops": "FLOPs", "n_parameters": "parameters", "latency": "ms"}
+from ..protocols import Objective
+from .measuring import Measurement
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Row:
     found : what its model was measured to be
     excess : by how much each constraint is missed; not above 0 where it is met
     seconds : of the whole trial; None where the study does not say
-    contended : whether other trials ran while latency was measured; tables show it with a ~
+    contended : names of what was timed while other trials ran; tables show it with a ~
     """
 
     number: int
@@ -30,7 +29,7 @@ class Row:
     found: Measurement
     excess: tuple[float, ...] = ()
     seconds: float | None = None
-    contended: bool = False
+    contended: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -41,8 +40,8 @@ class Row:
         """Give plain data: the trial's number, what was measured, and the parameters."""
         return {
             "trial": self.number,
-            **asdict(self.found),
-            "latency_contended": self.contended,
+            **vars(self.found),
+            **{f"{name}_contended": True for name in self.contended},
             "seconds": self.seconds,
             "feasible": self.feasible,
             "params": dict(self.params),
@@ -54,10 +53,12 @@ class TrialTable(Sequence[Row]):
     """Rows to iterate over, to `print`, or to take as `to_pandas()`.
 
     dense : what the uncompressed model was measured to be
+    objectives : what was measured, by name
     """
 
     trials: tuple[Row, ...]
-    dense: Measurement | None = field(default=None)
+    dense: Measurement
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -85,20 +86,22 @@ class TrialTable(Sequence[Row]):
 
     def _tabulate(self, style: str) -> str:
         measured = [
-            name
-            for name in ("score", "n_parameters", "flops", "bytes", "latency")
+            (name, objective)
+            for name, objective in self.objectives.items()
             if any(getattr(row.found, name) is not None for row in self)
         ]
-        names = sorted({name for row in self for name in row.params})
-        lines = [_cells("dense", self.dense, measured, {}, names)] if self.dense else []
-        lines += [
-            _cells(str(r.number), r.found, measured, r.params, names, contended=r.contended)
-            for r in self
-        ]
-        headers = ["trial", *(_HEADERS.get(name, name) for name in measured), *names]
-        align = ["right"] * (1 + len(measured)) + ["left"] * len(names)
+        params = sorted({name for row in self for name in row.params})
+        lines = []
+        for row in (Row(-1, {}, self.dense), *self):
+            numbers = [
+                ("~" if name in row.contended else "") + _shown(objective, getattr(row.found, name))
+                for name, objective in measured
+            ]
+            given = [_param(row.params[n]) if n in row.params else "" for n in params]
+            lines.append(["dense" if row.number < 0 else str(row.number), *numbers, *given])
         return tabulate(
-            lines, headers=headers, tablefmt=style, colalign=align if lines else None,
+            lines, headers=["trial", *(one.heading(name) for name, one in measured), *params],
+            tablefmt=style, colalign=["right"] * (1 + len(measured)) + ["left"] * len(params),
             disable_numparse=True,
         )  # fmt: skip
 
@@ -111,25 +114,12 @@ class TrialTable(Sequence[Row]):
         return self._tabulate("html")
 
 
-def _cells(
-    label: str,
-    found: Measurement,
-    measured: Sequence[str],
-    params: Mapping[str, Any],
-    names: Sequence[str],
-    *,
-    contended: bool = False,
-) -> list[str]:
-    values = [_shown(name, getattr(found, name), contended=contended) for name in measured]
-    return [label, *values, *(_param(params[n]) if n in params else "" for n in names)]
-
-
-def _shown(name: str, value: Any, *, contended: bool) -> str:
+def _shown(objective: Objective, value: Any) -> str:
     if value is None:
         return ""
-    if name == "latency":
-        return f"{'~' if contended else ''}{1e3 * value:.3g}"
-    return f"{value:.5g}" if name == "score" else f"{value:,}"
+    if objective.counted:
+        return f"{value:,}"
+    return f"{objective.scale * value:.{3 if objective.timed else 5}g}"
 
 
 def _param(value: Any) -> str:

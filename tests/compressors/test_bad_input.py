@@ -14,6 +14,7 @@ from torch import nn
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.errors import (
     BudgetError,
+    HugeWeightError,
     MetaWeightError,
     ModelTypeError,
     NoLayerError,
@@ -141,6 +142,25 @@ def test_type_that_matches_nothing(model):
 def test_everything_excluded(model):
     with pytest.raises(NoLayerError, match="in exclude"):
         SVDCompressor(exclude="*").fit(model)
+
+
+@pytest.mark.parametrize("data", [None, torch.ones(3, 30)])
+def test_huge_weights_are_refused_and_large_ones_compressed(data):
+    model = nn.Sequential(nn.Linear(30, 30, bias=False))
+    nn.init.orthogonal_(model[0].weight)
+    weight = model[0].weight.data
+    for scale in (1e18, 1e-30):
+        weight.mul_(scale)
+        small = SVDCompressor(0.9).fit_transform(model)[0]
+        right, left = (factor.weight.detach().double() for factor in small)
+        rest = (left @ right - weight.double()) / scale
+        assert float(rest.square().sum()) == pytest.approx(17, rel=1e-3)  # of rank 13
+        assert bool(left.any())
+        assert bool(right.any())
+        weight.div_(scale)
+    weight.mul_(1e20)
+    with pytest.raises(HugeWeightError, match=r"layer '0' has values up to .*e\+19"):
+        SVDCompressor(0.9).fit(model, data)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

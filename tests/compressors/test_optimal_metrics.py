@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from data_cases import error
 from models import seeded
 from torch import nn
 
@@ -11,10 +12,10 @@ from skcompress import SVDCompressor
 from skcompress.fitting.calibration import DAMPING
 from skcompress.network.batches import batches
 from skcompress.network.weights import select
-from skcompress.protocols import Metric
 from skcompress.statistics.gradients import output_moments
 
-RIDGE = Metric.ridge
+# What `Metric.with_ridge` adds: this share of the mean of the diagonal.
+RIDGE = 1e-4
 
 # By name: the network, the layer that is looked at, and data.
 NETWORKS = {
@@ -146,3 +147,32 @@ def test_an_output_that_nobody_reads_is_given_up():
         with torch.no_grad():
             lost[metric] = float((model(x) - small(x)).norm() / model(x).norm())
     assert lost["fisher"] < 0.7 * lost["activations"]
+
+
+def test_behind_a_normalisation_errors_count_as_they_leave_it():
+    # It multiplies what the layer gives by 0.02 to 7: what it makes small may be wrong.
+    model = seeded(lambda: nn.Sequential(nn.Linear(30, 24, bias=False), nn.BatchNorm1d(24)))
+    x = seeded(lambda: torch.randn(400, 30) @ torch.randn(30, 30) / 5)
+    with torch.no_grad():
+        model[1].running_var.copy_(torch.logspace(-1, 2, 24).flip(0))
+        model[1].weight.copy_(torch.linspace(0.2, 2.0, 24))
+    model.eval()
+    compressor = SVDCompressor(
+        {"0": 6}, metric="activations", reconstruction="independent", recalibrate_norm=False
+    )
+    small = compressor.fit_transform(model, x)
+    with torch.no_grad():
+        outputs = model(x).double()
+        lost = float((outputs - small(x).double()).square().sum())
+    values = torch.linalg.svdvals(outputs - outputs.mean(0))
+    assert lost == pytest.approx(float(values[6:].square().sum()), rel=2e-2)
+
+
+def test_what_the_outputs_hardly_notice_still_counts_a_little():
+    # All logits together are worth nothing to a classifier, and most of this weight.
+    model = seeded(lambda: nn.Sequential(nn.Linear(20, 10)))
+    with torch.no_grad():
+        model[0].weight.add_(10 * torch.randn(20, generator=torch.Generator().manual_seed(1)))
+    x = seeded(lambda: torch.randn(400, 20))
+    small = SVDCompressor(5, metric="fisher", reconstruction="independent").fit_transform(model, x)
+    assert error(model, small, x) < 0.2

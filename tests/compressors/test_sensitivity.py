@@ -8,7 +8,13 @@ from models import seeded
 from torch import nn
 
 from skcompress import SVDCompressor, count_parameters
+from skcompress.decompositions.svd import SVD
+from skcompress.fitting.calibration import Calibration
+from skcompress.fitting.candidates import of_inputs
 from skcompress.fitting.importance import POWERS, TRIED_ON
+from skcompress.fitting.memo import Recall
+from skcompress.network.batches import batches
+from skcompress.network.weights import select
 
 POWERS_BY_HAND = (0.0, 0.25, 0.5, 1.0)
 
@@ -48,8 +54,14 @@ def test_rank_goes_where_it_matters(reconstruction):
 def test_it_is_the_effect_of_the_layer():
     # 3 tanh(W x) against 0.1 tanh(W x): gradients of 30 times the size, energies of 900 times.
     model, x = seeded(Branches), sample()
-    compressor = SVDCompressor(0.5, sensitivity=1.0, warm_start=True).fit(model, x)
-    known = {name: site.sensitivity for name, site in compressor._factorized.items()}
+    sites = select(model).sites
+    data = batches("Test", x, model)
+    limits = {"memory": 2**30, "max_positions": None, "random_state": 0}
+    given = Calibration.observed(model, sites, data, Recall(), **limits).with_gradients(
+        False, False
+    )
+    found = of_inputs(sites, lambda site: [SVD()], given, None, (), False)
+    known = {name: findings.energy for name, findings in found.items()}
     assert known["loud"] / known["quiet"] == pytest.approx(900, rel=1e-3)
 
 

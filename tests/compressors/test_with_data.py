@@ -162,7 +162,7 @@ def test_warm_start_needs_no_statistics_and_notices_other_data(monkeypatch):
     measured, factorised = [], []
     stream = calibration.stream
     monkeypatch.setattr(calibration, "stream", _noting(stream, measured))
-    monkeypatch.setattr(SVD, "regress", _noting(SVD.regress, factorised))
+    monkeypatch.setattr(SVD, "factorize", _noting(SVD.factorize, factorised))
     compressor.set_params(rank=0.6).fit(model, x)
     assert not measured
     assert not factorised

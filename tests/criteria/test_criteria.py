@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from models import random
+from torch import nn
 
+from skcompress import Pruner, testing
 from skcompress.criteria.lamp import LAMP
 from skcompress.criteria.lrp import LRP
 from skcompress.criteria.magnitude import Magnitude
@@ -101,3 +103,28 @@ def test_settings_without_meaning_are_refused():
         OBS(update="both").scores(WEIGHT, seen)
     with pytest.raises(CriterionValueError, match="rule of LRP"):
         _ = LRP(rule="gamma").needs
+
+
+def test_wanda_by_output_keeps_the_same_share_of_every_row(generator):
+    """As in the paper: within each row the largest |w| |x|, half of them."""
+    layer = nn.Linear(16, 6, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(
+            torch.randn(6, 16, generator=generator) * torch.logspace(-3, 3, 6)[:, None]
+        )
+    x = torch.randn(200, 16, generator=generator) * torch.logspace(-1, 1, 16)
+    pruner = Pruner(Wanda(per_output=True), sparsity=0.5, allocation="uniform")
+    kept = pruner.fit_transform(nn.Sequential(layer), x)[0].weight != 0
+    scores = (layer.weight.abs() * x.norm(dim=0)).detach()
+    expected = scores >= scores.sort(dim=1).values[:, 8:9]
+    assert torch.equal(kept, expected)
+
+
+def test_wanda_by_output_of_zeros_and_kernels(generator):
+    weight = torch.randn(3, 4, 2, 2, generator=generator)
+    weight[1] = 0
+    seen = Evidence(gram=torch.eye(16, dtype=torch.float64))
+    scores = Wanda(per_output=True).scores(weight, seen)
+    assert not scores[1].any()
+    assert torch.equal(scores[0].flatten().sort().values, torch.arange(1, 17) / 16)
+    testing.check_criterion(Wanda(per_output=True))

@@ -13,9 +13,8 @@ from skcompress.decompositions.alternating import (
     Outputs,
     refitted_values,
     take_turns,
-    whitening,
 )
-from skcompress.protocols import Metric
+from skcompress.protocols import Dense, Metric
 from skcompress.supported import supported_least_squares
 
 
@@ -28,7 +27,7 @@ def metric_of(weight, seed=7, output=None):
 def goal_of(weight, metric=None):
     if metric is None:
         return Closest(weight)
-    return Outputs(metric, *whitening(metric), torch.float64)
+    return Outputs(metric, metric.inputs.solve(metric.cross), torch.float64)
 
 
 def lost(weight, metric=None):
@@ -101,7 +100,7 @@ def test_refitted_values_come_close_to_least_squares():
     kept = random(20, 30, seed=4) > 0.8
     found = refitted_values(gram, rest, kept)
     assert not found[~kept].any()
-    metric = Metric(gram, rest @ gram, 0.0)
+    metric = Metric(Dense(gram), rest @ gram, 0.0)
     exact = lost(rest - supported_least_squares(gram, rest @ gram, kept).values, metric)
     plain = lost(rest - rest * kept, metric)
     ours = lost(rest - found, metric)

@@ -7,8 +7,8 @@ import torch
 
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
-from skcompress.layers.chain import multiply_out
-from skcompress.protocols import Metric
+from skcompress.protocols import Dense, Metric
+from skcompress.protocols.product import multiply_out
 
 SCHEMES = {"output": SVD("output"), "input": SVD("input"), "spatial": SpatialSVD()}
 SHAPES = [
@@ -25,13 +25,14 @@ def correlated_inputs(n, generator, count=400):
     return torch.randn(count, n, generator=generator, dtype=torch.float64) * scales @ mixing
 
 
-def metric_of(outputs, inputs):
+def metric_of(weight, outputs, inputs):
     count = len(inputs)
-    return Metric(
-        inputs.mT @ inputs / count,
+    metric = Metric(
+        Dense(inputs.mT @ inputs / count),
         outputs.mT @ inputs / count,
         float(outputs.square().sum() / count),
     )
+    return metric.with_ridge(weight)
 
 
 def lost(factors, outputs, inputs):
@@ -51,7 +52,7 @@ def test_predicted_errors_are_measured_ones_and_never_grow(shape, scheme, genera
     outputs = inputs @ weight.flatten(1).mT
     metric = Metric.of_inputs(weight, inputs.mT @ inputs / len(inputs))
     assert metric.energy == pytest.approx(float(outputs.square().sum() / len(inputs)))
-    made = SCHEMES[scheme].regress(weight, metric)
+    made = SCHEMES[scheme].factorize(weight, metric)
     errors = made.curve.errors
     assert (errors[1:] <= errors[:-1] + 1e-12 * metric.energy).all()
     for i, rank in enumerate(made.curve.ranks.tolist()):
@@ -72,7 +73,7 @@ def test_output_scheme_is_optimal_for_its_inputs(shape, dtype, generator):
     matrix = weight.flatten(1).double()
     inputs = correlated_inputs(matrix.shape[1], generator)
     outputs = inputs @ matrix.mT
-    made = SVD().regress(weight, metric_of(outputs, inputs))
+    made = SVD().factorize(weight, metric_of(weight, outputs, inputs))
     exact = torch.linalg.svdvals(outputs) ** 2 / len(inputs)
     for rank in made.curve.ranks.tolist():
         optimal = float(exact[rank:].sum())
@@ -85,7 +86,7 @@ def test_inputs_help_over_weights_alone(shape, scheme, generator):
     weight = weight_of(shape, generator)
     inputs = correlated_inputs(weight[0].numel(), generator)
     outputs = inputs @ weight.flatten(1).mT
-    made = SCHEMES[scheme].regress(weight, metric_of(outputs, inputs))
+    made = SCHEMES[scheme].factorize(weight, metric_of(weight, outputs, inputs))
     plain = SCHEMES[scheme].factorize(weight)
     for rank in made.curve.ranks.tolist():
         ours, theirs = (lost(f.factors(weight, rank), outputs, inputs) for f in (made, plain))
@@ -99,8 +100,8 @@ def test_anchoring_makes_up_for_inputs_that_have_drifted(scheme, generator):
     outputs = inputs @ weight.flatten(1).mT
     drift = torch.randn(72, 72, generator=generator, dtype=torch.float64) / 72**0.5
     drifted = inputs + 0.3 * inputs @ drift
-    anchored = SCHEMES[scheme].regress(weight, metric_of(outputs, drifted))
-    unaware = SCHEMES[scheme].regress(weight, metric_of(outputs, inputs))
+    anchored = SCHEMES[scheme].factorize(weight, metric_of(weight, outputs, drifted))
+    unaware = SCHEMES[scheme].factorize(weight, metric_of(weight, outputs, inputs))
     for rank in anchored.curve.ranks.tolist():
         found = lost(anchored.factors(weight, rank), outputs, drifted)
         assert found < lost(unaware.factors(weight, rank), outputs, drifted)
@@ -118,7 +119,7 @@ def test_singular_moments_fall_back_on_the_weight(scheme, kind, generator):
     if kind == "nothing":
         inputs.zero_()
     outputs = inputs @ weight.flatten(1).mT
-    made = SCHEMES[scheme].regress(weight, metric_of(outputs, inputs))
+    made = SCHEMES[scheme].factorize(weight, metric_of(weight, outputs, inputs))
     for rank in made.curve.ranks.tolist():
         factors = made.factors(weight, rank)
         assert all(bool(torch.isfinite(t).all()) for t in factors.tensors)
@@ -135,7 +136,9 @@ def test_trimmed_factors_are_the_same(generator):
     weight = weight_of((12, 8, 3, 3), generator)
     inputs = correlated_inputs(72, generator)
     for decomposition in SCHEMES.values():
-        made = decomposition.regress(weight, metric_of(inputs @ weight.flatten(1).mT, inputs))
+        made = decomposition.factorize(
+            weight, metric_of(weight, inputs @ weight.flatten(1).mT, inputs)
+        )
         before = made.factors(weight, 3)
         after = made.trim(3).factors(weight, 3)
         assert all(map(torch.allclose, before.tensors, after.tensors))

@@ -7,8 +7,8 @@ from torch import nn
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
-from skcompress.layers.chain import multiply_out
 from skcompress.linalg import break_even
+from skcompress.protocols.product import multiply_out
 from skcompress.testing import awkward_weights
 
 UNFOLDINGS = {

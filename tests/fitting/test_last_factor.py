@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from data_cases import error, same, train
@@ -15,10 +13,10 @@ from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
 from skcompress.errors import NoLayerError
-from skcompress.fitting.last_factor import LastFactor
-from skcompress.layers.chain import multiply_out
 from skcompress.linalg import cholesky
-from skcompress.protocols import Decomposition, Metric
+from skcompress.protocols import Metric, WeightDecomposition
+from skcompress.protocols.product import multiply_out
+from skcompress.protocols.weight_decomposition import LastFactor
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +90,11 @@ def test_predicted_errors_are_those_of_the_factors():
     x = seeded(lambda: torch.randn(500, 6) @ torch.randn(6, 72) + 0.1 * torch.randn(500, 72))
     gram = (x.double().mT @ x.double()) / 500
     scale = torch.linspace(0.1, 2.0, 12).double()
-    metric = Metric.of_inputs(weight, gram, scale)
+    metric = Metric.of_inputs(weight, gram, scale).with_ridge(weight)
     inner = Tucker().factorize(weight)
     curve = inner.curve
     fitted = LastFactor(inner, weight, metric, list(map(curve.rank_at, range(len(curve.costs)))))
-    ridged = metric.with_ridge(weight)
-    root = cholesky(ridged.gram)
+    root = cholesky(metric.gram)
     for i in range(len(fitted.curve.costs)):
         rank = fitted.curve.rank_at(i)
         factors = fitted.factors(weight, rank)
@@ -114,7 +111,7 @@ def test_a_sparse_term_keeps_what_it_gives():
     gram, scale = x @ x.mT / 200, torch.linspace(0.5, 2.0, 10).double()
     metric = Metric.of_inputs(weight, gram, scale).with_ridge(weight)
     inner = LowRankSparse(density=0.2).factorize(weight)
-    fitted = LastFactor(inner, weight, replace(metric, ridge=1e-12), [2, 4])
+    fitted = LastFactor(inner, weight, metric, [2, 4])
     root = cholesky(metric.gram)
     for i, rank in enumerate((2, 4)):
         factors, before = fitted.factors(weight, rank), inner.factors(weight, rank)
@@ -128,7 +125,7 @@ def test_a_sparse_term_keeps_what_it_gives():
         assert float(fitted.curve.errors[i]) == pytest.approx(expected, rel=1e-6)
 
 
-class Mirrored(Decomposition):
+class Mirrored(WeightDecomposition):
     """A decomposition of convolutions whose last stage has the kernel."""
 
     def unsupported(self, shape):
@@ -137,7 +134,7 @@ class Mirrored(Decomposition):
     def stages(self, shape, rank):
         return SVD("input").stages(shape, rank)
 
-    def factorize(self, weight):
+    def factorize_weight(self, weight):
         return SVD("input").factorize(weight)
 
     scheme = "input"
@@ -152,7 +149,6 @@ class Matrices(SVD):
 
 def test_without_a_pointwise_last_factor_it_is_left_out_and_says_so(trained, digits):
     seen = digits[0][:100]
-    assert Mirrored.regress is Decomposition.regress
     convolutions = {"layers": nn.Conv2d}
     with pytest.raises(NoLayerError, match=r"works in the metric of the weights only"):
         LowRankCompressor(Mirrored(), 0.5, **convolutions).fit(trained, seen)
@@ -178,9 +174,9 @@ def test_warm_start_factorises_once(trained, digits, monkeypatch):
     seen = digits[0][:200]
     warm = TuckerCompressor(0.4, warm_start=True).fit(trained, seen)
     factorised = []
-    inner = Tucker.factorize
+    inner = Tucker.factorize_weight
     monkeypatch.setattr(
-        Tucker, "factorize", lambda self, weight: factorised.append(1) or inner(self, weight)
+        Tucker, "factorize_weight", lambda self, weight: factorised.append(1) or inner(self, weight)
     )
     for rank in (0.6, 0.3, 0.5):
         small = warm.set_params(rank=rank).fit_transform(trained, seen)

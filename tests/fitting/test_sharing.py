@@ -39,11 +39,10 @@ def expensive(monkeypatch):
     """Counters of what a later trial is not to do again."""
     found = {
         "stream": Counter(calibration.stream), "gradients": Counter(calibration.output_moments),
-        "regress": Counter(SVD.regress), "factorize": Counter(SVD.factorize),
+        "factorize": Counter(SVD.factorize),
     }  # fmt: skip
     monkeypatch.setattr(calibration, "stream", found["stream"])
     monkeypatch.setattr(calibration, "output_moments", found["gradients"])
-    monkeypatch.setattr(SVD, "regress", found["regress"])
     monkeypatch.setattr(SVD, "factorize", found["factorize"])
     return found
 
@@ -69,14 +68,14 @@ def test_only_what_is_missing_is_computed(expensive):
         return counts(expensive)
 
     # A grouped layer has two weights, and layers without kernel only one way.
-    assert trial(rank=0.5, scheme="output") == {"stream": 1, "regress": 5}
+    assert trial(rank=0.5, scheme="output") == {"stream": 1, "factorize": 5}
     assert trial(rank=0.7, scheme="output") == {}
     assert trial(rank=3, scheme="output", allocation="uniform") == {}
-    assert trial(rank=0.7) == {"regress": 3}
-    assert trial(rank=0.7, metric="fisher") == {"gradients": 1, "regress": 8}
+    assert trial(rank=0.7) == {"factorize": 3}
+    assert trial(rank=0.7, metric="fisher") == {"gradients": 1, "factorize": 8}
     assert trial(rank=0.7, sensitivity=0.5) == {}
-    assert trial(rank=0.6, max_positions=20) == {"stream": 1, "regress": 8}
-    assert trial(rank=0.6, max_positions=20, random_state=1) == {"stream": 1, "regress": 8}
+    assert trial(rank=0.6, max_positions=20) == {"stream": 1, "factorize": 8}
+    assert trial(rank=0.6, max_positions=20, random_state=1) == {"stream": 1, "factorize": 8}
 
 
 def test_the_network_itself_is_not_run_again():

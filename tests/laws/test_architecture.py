@@ -17,23 +17,24 @@ ROOT = Path(skcompress.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # The lowest layer first; a part imports from layers below its own, or from its own.
 LAYERS = [
-    {"errors", "linalg", "masks", "precision", "randomness", "ranking", "supported", "threads",
-     "unfolding"},
+    {"eigenvectors", "errors", "linalg", "masks", "polar_express", "precision", "randomness",
+     "ranking", "supported", "threads", "unfolding"},
     {"spaces"},
     {"protocols"},
     {"registry", "layers", "decompositions", "allocations", "regularizers", "criteria", "costs",
-     "storages", "metrics", "plan"},
+     "objectives", "storages", "metrics", "plan"},
     {"network"},
     {"statistics"},
     {"lockstep"},
     {"fitting", "penalties"},
     {"compressors"},
     {"building"},
-    {"testing", "training", "tuning", "plotting"},
+    {"testing", "training", "tuning", "plotting", "checkpoint"},
+    {"cli", "__main__"},
 ]  # fmt: skip
 # What built-in plugins may use: what strangers may, and files of their own folder.
 PLUGIN_FOLDERS = {
-    "decompositions", "allocations", "regularizers", "criteria", "costs", "storages",
+    "decompositions", "allocations", "regularizers", "criteria", "costs", "objectives", "storages",
 }  # fmt: skip
 OPEN_TO_PLUGINS = {
     "protocols", "spaces", "errors", "linalg", "masks", "metrics", "ranking", "supported",
@@ -44,8 +45,6 @@ OPEN_TO_PACKAGES = {
     "building", "errors", "linalg", "metrics", "plan", "protocols", "registry", "spaces", "testing",
 }  # fmt: skip
 PACKAGE_FILES = sorted((ROOT.parent / "plugins").glob("*/skcompress_*/**/*.py"))
-# protocols.Regularizer offers `reg(model)` and `a + b`, which need what is built on it.
-DEFERRED = {("protocols", "penalties"), ("protocols", "regularizers")}
 
 
 def part(path: Path) -> str:
@@ -53,13 +52,12 @@ def part(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def imported_parts(path: Path, *, top_level: bool) -> set[str]:
-    """Parts of skcompress that a file imports; in function bodies too unless top_level."""
+def imported_parts(path: Path) -> set[str]:
+    """Parts of skcompress that a file imports, in function bodies too."""
     package = ("skcompress", *path.relative_to(ROOT).parent.parts)
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else ast.walk(tree)
     found = set()
-    for node in nodes:
+    for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
@@ -78,13 +76,10 @@ def test_arrows(path):
         return
     level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     assert own in level, f"{own} has no place in the layout: add it to LAYERS"
-    imported = imported_parts(path, top_level=False)
+    imported = imported_parts(path)
     if own in PLUGIN_FOLDERS:
         assert imported <= OPEN_TO_PLUGINS
     for other in imported:
-        if (own, other) in DEFERRED:
-            assert other not in imported_parts(path, top_level=True)
-            continue
         assert level[other] <= level[own], f"{own} imports {other}, which is built on it"
 
 

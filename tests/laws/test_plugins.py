@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from models import LAYERS, seeded
 
 from skcompress import registry, testing
+from skcompress.layers import kind_of
 
 OUR_OWN = {
     "decompositions": ["svd", "spatial_svd", "tucker", "low_rank_sparse"],
@@ -15,15 +18,18 @@ OUR_OWN = {
         *("frobenius", "l1", "group_lasso"),
     ],
     "criteria": ["magnitude", "lamp", "random", "wanda", "obs", "taylor", "fisher", "lrp"],
+    "objectives": ["score", "n_parameters", "flops", "bytes", "latency"],
     "compressors": ["low_rank", "svd", "tucker", "pruner", "magnitude_pruner"],
     "costs": ["parameters", "bytes", "flops"],
     "storages": ["plain", "pivot"],
+    "layers": ["linear", "conv1d", "convolution", "embedding", "attention", "recurrent", "experts"],
 }
 CHECKS = {
     "decompositions": testing.check_decomposition,
     "allocations": testing.check_allocation,
     "regularizers": testing.check_regularizer,
     "criteria": testing.check_criterion,
+    "objectives": testing.check_objective,
     "compressors": testing.check_compressor,
     "costs": testing.check_cost,
     "storages": testing.check_storage,
@@ -47,3 +53,17 @@ def test_keeps_the_laws(kind, name):
 def test_everything_ours_is_registered():
     for kind, names in OUR_OWN.items():
         assert set(names) <= set(registry.names(kind))
+
+
+@pytest.mark.parametrize("layer", list(LAYERS))
+def test_layer_kinds_keep_the_laws(layer):
+    build, arguments = LAYERS[layer]
+    module = seeded(build)
+    testing.check_layer_kind(
+        kind_of(module), lambda: seeded(build).double().eval(), *arguments(torch.float64)
+    )
+
+
+def test_a_layer_of_every_kind_is_checked():
+    kinds = {type(kind_of(seeded(build))) for build, _ in LAYERS.values()}
+    assert {registry.resolve("layers", name) for name in ours("layers")} <= kinds

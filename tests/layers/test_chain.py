@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from models import distance, random
 
-from skcompress.layers.chain import merge_groups, merge_stages, multiply_out
+from skcompress.layers.chain import merge_groups, merge_stages
 from skcompress.protocols import Factors, Stage
+from skcompress.protocols.product import multiply_out
 
 
 def test_one_factor_is_the_weight():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import RANK, distance, exact, low_rank_, random, seeded
+from pairwise import pairwise
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
@@ -59,11 +60,10 @@ def check(dense: nn.Module, compressor, x: torch.Tensor) -> nn.Module:
     return small
 
 
-@every_compressor
-@pytest.mark.parametrize("n_axes", [1, 2, 3])
-@pytest.mark.parametrize(
-    "settings",
-    [
+@pairwise(
+    compressor=COMPRESSORS,
+    n_axes=[1, 2, 3],
+    settings=[
         {},
         {"bias": False},
         {"stride": 2},
@@ -74,32 +74,33 @@ def check(dense: nn.Module, compressor, x: torch.Tensor) -> nn.Module:
         {"groups": 2, "padding": 1},
         {"groups": 2, "stride": 2, "dilation": 2},
     ],
-    ids=str,
 )
 def test_settings(compressor, n_axes, settings):
     dense = build(CONV[n_axes], 8, 12, 3, **settings)
     check(dense, compressor, images(dense, n_axes))
 
 
-@every_compressor
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("padding", [(2, 1), "same"], ids=str)
+@pairwise(
+    compressor=COMPRESSORS,
+    mode=["zeros", "reflect", "replicate", "circular"],
+    padding=[(2, 1), "same"],
+)
 def test_padding_modes(compressor, mode, padding):
     dense = build(nn.Conv2d, 8, 12, (5, 3), padding=padding, padding_mode=mode)
     check(dense, compressor, images(dense, 2))
 
 
-@every_compressor
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-@pytest.mark.parametrize("n_axes", [1, 3])
+@pairwise(compressor=COMPRESSORS, mode=["reflect", "replicate", "circular"], n_axes=[1, 3])
 def test_padding_modes_of_other_dimensions(compressor, mode, n_axes):
     dense = build(CONV[n_axes], 8, 12, 3, padding=1, padding_mode=mode)
     check(dense, compressor, images(dense, n_axes))
 
 
-@every_compressor
-@pytest.mark.parametrize("kernel", [(1, 1), (4, 2), (1, 3), (5, 1), (3, 5)], ids=str)
-@pytest.mark.parametrize("padding", [(0, 0), (2, 1), "same"], ids=str)
+@pairwise(
+    compressor=COMPRESSORS,
+    kernel=[(1, 1), (4, 2), (1, 3), (5, 1), (3, 5)],
+    padding=[(0, 0), (2, 1), "same"],
+)
 def test_kernels(compressor, kernel, padding):
     dense = build(nn.Conv2d, 12, 16, kernel, padding=padding)
     check(dense, compressor, images(dense, 2))
@@ -126,11 +127,10 @@ def test_stride_of_a_pointwise_convolution(compressor):
     check(dense, compressor, images(dense, 2))
 
 
-@every_compressor
-@pytest.mark.parametrize("n_axes", [1, 2, 3])
-@pytest.mark.parametrize(
-    "settings",
-    [
+@pairwise(
+    compressor=COMPRESSORS,
+    n_axes=[1, 2, 3],
+    settings=[
         {},
         {"bias": False, "padding": 1},
         {"stride": 2, "output_padding": 1},
@@ -138,7 +138,6 @@ def test_stride_of_a_pointwise_convolution(compressor):
         {"groups": 2, "stride": 2},
         {"groups": 4, "dilation": 3, "output_padding": 2},
     ],
-    ids=str,
 )
 def test_transposed_settings(compressor, n_axes, settings):
     dense = build(TRANSPOSED[n_axes], 16, 24, 3, **settings)
@@ -152,9 +151,7 @@ def test_transposed_kernels(compressor, kernel):
     check(dense, compressor, images(dense, 2))
 
 
-@every_compressor
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("n_axes", [1, 2, 3])
+@pairwise(compressor=COMPRESSORS, groups=[1, 2], n_axes=[1, 2, 3])
 def test_output_size_of_transposed_convolutions(compressor, groups, n_axes):
     kernel = (3, 4, 2)[:n_axes]
     dense = build(TRANSPOSED[n_axes], 8, 12, kernel, stride=3, padding=1, groups=groups)

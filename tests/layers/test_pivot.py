@@ -13,10 +13,10 @@ from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
 from skcompress.decompositions.svd import SVD
-from skcompress.layers.chain import multiply_out
 from skcompress.layers.linear import FactorizedLinear
 from skcompress.layers.pivot import PivotedColumns, PivotedFactor, PivotedRows
 from skcompress.protocols import Factors
+from skcompress.protocols.product import multiply_out
 from skcompress.storages.pivot import pivoted_factors
 
 SCHEMES = ["output", "input", "tucker"]

@@ -157,7 +157,7 @@ def test_gradients_of_the_factors_are_those_of_the_product():
     x = random(5, 3, 10)
     for module in (small, dense):
         module(x)[0].square().sum().backward()
-    first, second = small.factors["weight_hh_l0"]
+    first, second = small.chains["weight_hh_l0"]
     gradient = dense.weight_hh_l0.grad
     assert distance(first.weight.grad, second.weight.mT @ gradient) < 1e-10
     assert distance(second.weight.grad, gradient @ first.weight.mT) < 1e-10

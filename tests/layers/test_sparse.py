@@ -13,9 +13,10 @@ from torch import nn
 from skcompress import LowRankCompressor, Pruner, count_bytes, count_parameters
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.layers import densify
-from skcompress.layers.chain import empty_factors, merge_groups, merge_stages, multiply_out
+from skcompress.layers.chain import empty_factors, merge_groups, merge_stages
 from skcompress.layers.sparse import SparseTerm
 from skcompress.protocols import Factors, Sparse
+from skcompress.protocols.product import multiply_out
 
 
 def conv(cls=nn.Conv2d, *arguments, **settings):

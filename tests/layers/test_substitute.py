@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from models import LAYERS, RANK, distance, exact, factorized, layer, random, seeded
+from pairwise import pairwise
 from torch import nn
 
 from skcompress import SVDCompressor, TuckerCompressor, count_parameters
@@ -17,15 +18,17 @@ from skcompress.errors import ModelCopyError
 TOLERANCE = 1e-12
 
 
+STORED = {"plain": False, "pivot": True}
+
+
 def every_layer(test):
     """Every kind of layer; stored as ever, and with pivots where it takes them."""
     return pytest.mark.parametrize("name", list(LAYERS))(
-        pytest.mark.parametrize("pivot", [False, True], ids=["plain", "pivot"])(test)
+        pytest.mark.parametrize("pivot", STORED.values(), ids=STORED)(test)
     )
 
 
-@every_layer
-@pytest.mark.parametrize("cls", [SVDCompressor, TuckerCompressor])
+@pairwise(name=list(LAYERS), pivot=STORED, cls={"svd": SVDCompressor, "tucker": TuckerCompressor})
 def test_computes_the_same_function_with_fewer_numbers(name, pivot, cls):
     dense, arguments = layer(name)
     compressor = cls(rank=RANK, pivot=pivot)
@@ -79,8 +82,11 @@ def test_gradients_reach_the_input_as_through_the_dense_layer(name, pivot):
     assert distance(*gradients) < 1e-10
 
 
-@every_layer
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pairwise(
+    name=list(LAYERS),
+    pivot=STORED,
+    dtype=[torch.float16, torch.bfloat16, torch.float32, torch.float64],
+)
 def test_keeps_the_dtype(name, pivot, dtype):
     dense, arguments = layer(name, dtype)
     compressor = exact(pivot=pivot)
@@ -114,8 +120,7 @@ def test_frozen_biases_beside_trained_weights(name, pivot):
             assert parameter.requires_grad == ("bias" not in key), key
 
 
-@every_layer
-@pytest.mark.parametrize("training", [True, False])
+@pairwise(name=list(LAYERS), pivot=STORED, training=[True, False])
 def test_keeps_the_mode(name, pivot, training):
     model = nn.Sequential(layer(name)[0], nn.Dropout()).train(not training)
     model[0].train(training)

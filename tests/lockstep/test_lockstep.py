@@ -56,6 +56,7 @@ def assert_anchored(found, x, weight, x_old):
     y = x_old @ weight.T
     n = len(x)
     expected = (x.T @ x / n, y.T @ x / n, y.square().mean(0), x.mean(0), y.mean(0))
+    found = found.with_means()
     given = (found.gram, found.cross, found.energy, found.inputs, found.outputs)
     for a, b in zip(given, expected, strict=True):
         torch.testing.assert_close(a[0], b.double(), rtol=1e-6, atol=1e-9)
@@ -98,8 +99,9 @@ def test_energies_are_those_of_the_outputs_as_they_count():
             y = inputs @ model[int(name)].weight.T
             (root,) = roots[name]
             seen = y @ root.T if root.dim() == 2 else y * root
-            torch.testing.assert_close(moments.energy[0], seen.square().mean(0))
-            torch.testing.assert_close(moments.centred().energy[0], seen.var(0, unbiased=False))
+            torch.testing.assert_close(moments.energy[0], seen.var(0, unbiased=False))
+            whole = moments.with_means()
+            torch.testing.assert_close(whole.energy[0], seen.square().mean(0))
 
 
 def test_what_was_replaced_reaches_calls_under_way():
@@ -258,6 +260,14 @@ def test_draws_stand_for_what_is_left_out_and_do_not_depend_on_chance():
     whole = walked(lockstep(model, data))[0][1]
     assert not torch.equal(first.gram, whole.gram)
     torch.testing.assert_close(first.gram, whole.gram, rtol=0.2, atol=0.2)
+
+
+def test_batches_count_by_what_they_have_not_by_what_was_drawn_of_them():
+    model, x = stack(4, 3), random(4000, 4)
+    x[100:] += 5
+    found = walked(lockstep(model, [x[:100], x[100:]], max_positions=500))[0][1]
+    torch.testing.assert_close(found.inputs[0], x.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.gram[0], torch.cov(x.mT), atol=0.3, rtol=0)
 
 
 class Fragile(nn.Module):

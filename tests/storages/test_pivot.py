@@ -9,9 +9,10 @@ from models import distance, random
 from skcompress.decompositions.spatial_svd import SpatialSVD
 from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
-from skcompress.layers.chain import merge_groups, merge_stages, multiply_out
+from skcompress.layers.chain import merge_groups, merge_stages
 from skcompress.linalg import break_even
 from skcompress.protocols import Factors, Stage
+from skcompress.protocols.product import multiply_out
 from skcompress.storages.pivot import BOUND, Pivot, pivot_rows, pivoted_factors
 from skcompress.testing import awkward_weights, check_storage
 

@@ -70,7 +70,7 @@ def wait_for_trials(folder, process, n):
 
 
 def test_killed_workers_lose_no_trial_and_double_none(database, tmp_path):
-    n_trials = 40
+    n_trials = 24
     workers = [begin(database, tmp_path, n_trials) for _ in range(3)]
     try:
         for worker in workers:

@@ -142,7 +142,7 @@ def test_counts_of_one_input_and_times():
 
 
 def test_latency_is_measured_alone_and_marked_where_other_processes_work(monkeypatch):
-    from skcompress.tuning import objectives
+    from skcompress.objectives import latency
 
     scoring, beside = 0, []
 
@@ -159,7 +159,7 @@ def test_latency_is_measured_alone_and_marked_where_other_processes_work(monkeyp
         beside.append(scoring)
         return 1e-3
 
-    monkeypatch.setattr(objectives, "measure_latency", watched)
+    monkeypatch.setattr(latency, "measure_latency", watched)
     sought = search(scoring=slow, objectives=("score", "latency"), n_jobs=4, n_trials=8)
     sought.fit(MODEL, INPUTS)
     assert beside == [0] * 18  # the dense model's among them

@@ -8,7 +8,7 @@ from search_cases import MODEL, closeness, search
 from skcompress import CompressionSearch
 from skcompress.errors import ConstraintError, UnsatisfiedConstraintError
 from skcompress.tuning.constraints import parse
-from skcompress.tuning.objectives import Measurement
+from skcompress.tuning.measuring import Measurement
 
 DENSE = Measurement(score=0.9, n_parameters=1000, flops=500, bytes=4000, latency=0.01)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import DBAPIError
 
 from skcompress.errors import StorageError
 from skcompress.tuning import storage as storage_module
@@ -123,3 +125,44 @@ def test_shown_without_passwords():
     assert shown("sqlite:///a.db") == "'sqlite:///a.db'"
     assert shown("postgresql://me@host/name") == "'postgresql://me@host/name'"
     assert shown(InMemoryStorage()) == "InMemoryStorage"
+
+
+def _begin(url, barrier):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    barrier.wait(120)
+    study = optuna.create_study(storage=open_storage(url), study_name="a", load_if_exists=True)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.log"])
+def test_workers_begin_one_study_together(tmp_path, url):
+    context = multiprocessing.get_context("fork")  # at once at the barrier, without imports
+    url, barrier = url.format(tmp_path), context.Barrier(3)
+    workers = [context.Process(target=_begin, args=(url, barrier)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    storage = open_storage(url)
+    assert [study.study_name for study in storage.get_all_studies()] == ["a"]
+    assert len(optuna.load_study(study_name="a", storage=storage).trials) == 6
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["table studies already exists", "UNIQUE constraint failed: alembic_version.version_num"],
+)
+def test_tables_that_another_worker_makes_meanwhile_are_waited_for(tmp_path, monkeypatch, said):
+    calls = []
+
+    def overtaken(*arguments, **settings):
+        calls.append(1)
+        if len(calls) < 3:
+            raise DBAPIError("CREATE", {}, Exception(said))
+        return RDBStorage(*arguments, **settings)
+
+    monkeypatch.setattr(storage_module, "RDBStorage", overtaken)
+    assert isinstance(open_storage(f"sqlite:///{tmp_path}/study.db"), RDBStorage)
+    assert len(calls) == 3

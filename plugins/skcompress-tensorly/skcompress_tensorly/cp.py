@@ -14,7 +14,14 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from skcompress.linalg import balanced_factors, leading_subspace
-from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
+from skcompress.protocols import (
+    Curve,
+    Factorization,
+    Factors,
+    Rank,
+    Stage,
+    WeightDecomposition,
+)
 from skcompress.spaces import IntRange, SearchSpace
 
 from .backend import torch_backend
@@ -208,7 +215,7 @@ def cp_stages(shape: Sequence[int], rank: int) -> tuple[Stage, ...]:
     return Stage((rank, inputs, *ones)), *depthwise, Stage((out, rank, *ones))
 
 
-class CP(Decomposition):
+class CP(WeightDecomposition):
     """Sum of `rank` separable terms; SVD where there is no kernel.
 
     A 3 x 3 kernel becomes 1 x 1 to r channels, 3 x 1 and 1 x 3 depthwise, 1 x 1 to the
@@ -256,7 +263,7 @@ class CP(Decomposition):
     def scheme(self) -> str:
         return "cp"
 
-    def factorize(self, weight: Tensor) -> Factorization:
+    def factorize_weight(self, weight: Tensor) -> Factorization:
         if self.n_ranks < 1:
             raise ValueError(f"n_ranks of CP must be 1 or more; got {self.n_ranks!r}")
         if self.init not in ("svd", "random"):

@@ -12,7 +12,14 @@ from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from skcompress.linalg import leading_subspace, short_side
-from skcompress.protocols import Curve, Decomposition, Factorization, Factors, Rank, Stage
+from skcompress.protocols import (
+    Curve,
+    Factorization,
+    Factors,
+    Rank,
+    Stage,
+    WeightDecomposition,
+)
 from skcompress.spaces import IntRange, SearchSpace
 
 from .backend import torch_backend
@@ -180,7 +187,7 @@ def as_train(weight: Tensor) -> Tensor:
     return weight.movedim(0, -1).reshape(*core_sizes(weight.shape))
 
 
-class TensorTrain(Decomposition):
+class TensorTrain(WeightDecomposition):
     """Tensor train along inputs, kernel axes and outputs; SVD where there is no kernel.
 
     A 3 x 3 kernel becomes 1 x 1, 3 x 1, 1 x 3, 1 x 1 with r1, r2, r3 channels between.
@@ -193,7 +200,7 @@ class TensorTrain(Decomposition):
 
     n_ranks : int, default=16
         Values that each outer bond may take, spaced geometrically; the bond in the
-        middle may take all. `factorize` computes up to n_ranks ** 2 sets of singular
+        middle may take all. `factorize_weight` computes up to n_ranks ** 2 sets of singular
         values, from matrices that are mostly much smaller than the weight.
 
     References: Oseledets 2011, SIAM J. Sci. Comput. 33(5); Garipov et al. 2016,
@@ -209,7 +216,7 @@ class TensorTrain(Decomposition):
     def scheme(self) -> str:
         return "tensor_train"
 
-    def factorize(self, weight: Tensor) -> Factorization:
+    def factorize_weight(self, weight: Tensor) -> Factorization:
         if self.n_ranks < 2:
             raise ValueError(f"n_ranks of TensorTrain must be 2 or more; got {self.n_ranks!r}")
         if not long_axes(weight.shape):

@@ -127,9 +127,13 @@ def test_compressor_seeds_the_random_start(model):
     assert ranks(0) != ranks(1)
 
 
-def test_conformance_of_compressors_with_these_decompositions():
-    check_compressor(LowRankCompressor(decomposition="tensor_train", rank=0.5))
-    check_compressor(LowRankCompressor(decomposition=CP(n_ranks=4, n_iter_max=3), rank=0.6))
+@pytest.mark.parametrize(
+    ("decomposition", "rank"),
+    [("tensor_train", 0.5), (CP(n_ranks=3, n_iter_max=2), 0.6)],
+    ids=["tensor_train", "cp"],
+)
+def test_conformance_of_compressors_with_these_decompositions(decomposition, rank):
+    check_compressor(LowRankCompressor(decomposition=decomposition, rank=rank))
 
 
 def test_few_input_channels_with_data():

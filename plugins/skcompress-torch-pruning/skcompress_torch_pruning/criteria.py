@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,7 +121,7 @@ class Merge(ChannelCriterion):
         if not channels.readings:
             return None
         readings = [
-            Eliminated.of(r.weight, replace(r.metric, ridge=self.ridge), r.columns)
+            Eliminated.of(r.weight, r.metric.with_ridge(r.weight, self.ridge), r.columns)
             for r in channels.readings
         ]
         order, costs = elimination(readings, channels.n_units)

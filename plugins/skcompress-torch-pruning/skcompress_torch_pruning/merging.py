@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skcompress.linalg import cholesky
 from skcompress.protocols import Metric
 
 # In so many rounds at most all units of a group go; several at a time where there are more.
@@ -47,10 +46,9 @@ class Eliminated:
     @classmethod
     def of(cls, weight: Tensor, metric: Metric, columns: Sequence[Tensor]) -> Eliminated:
         """Begin with a weight (out, n) in the metric of its inputs."""
-        metric = metric.with_ridge(weight)
-        seen = metric.seen(weight.to(metric.gram))
-        inverse = torch.cholesky_inverse(cholesky(metric.gram))
-        return cls(inverse, seen / (metric.energy or 1.0) ** 0.5, columns)
+        seen = metric.seen(weight.to(metric.cross))
+        one = torch.eye(len(metric.inputs), dtype=seen.dtype, device=seen.device)
+        return cls(metric.inputs.solve(one), seen / (metric.energy or 1.0) ** 0.5, columns)
 
     def costs(self, units: Sequence[int]) -> np.ndarray:
         """Share of the outputs' energy that each of these units would cost now."""

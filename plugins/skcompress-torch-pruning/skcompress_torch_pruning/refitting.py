@@ -44,9 +44,8 @@ class ChannelRefit:
         for g, metric in enumerate(metrics):
             inputs = stays[g].repeat_interleave(size)
             if bool(inputs.any()):
-                seen = replace(
-                    metric, gram=metric.gram[inputs][:, inputs], cross=metric.cross[:, inputs]
-                )
+                cross = metric.cross[:, inputs]
+                seen = replace(metric, inputs=metric.inputs.of(inputs), cross=cross)
                 result[g][:, stays[g]] = least_squares(weight[g][:, stays[g]], seen)
         return DenseWeight(fingerprint(site.name, weight), result)
 

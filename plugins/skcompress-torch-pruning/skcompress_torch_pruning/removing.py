@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from skcompress.building import kind_of
+from skcompress.building import kind_of, note_number, note_shapes
 
 from .groups import Removal, Resize
 
@@ -42,6 +42,7 @@ def remove_(
         # Found once: a grouped convolution that has lost some outputs may look depthwise.
         remover = PrunerBox[ops.module2type(layer)]
         trained = {n: p.requires_grad for n, p in layer.named_parameters(recurse=False)}
+        note_shapes(layer)
         with torch.no_grad():
             if inputs:
                 remover.prune_in_channels(layer, inputs)
@@ -51,7 +52,9 @@ def remove_(
         for n, parameter in layer.named_parameters(recurse=False):
             parameter.requires_grad_(trained[n])
     for resize, n_units in resized:
-        setattr(model.get_submodule(resize.module), resize.attribute, resize.per_unit * n_units)
+        module = model.get_submodule(resize.module)
+        note_number(module, resize.attribute)
+        setattr(module, resize.attribute, resize.per_unit * n_units)
     return model
 
 

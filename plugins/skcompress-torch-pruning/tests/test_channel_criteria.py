@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,8 +126,7 @@ def test_cost_of_a_channel_is_the_least_squares_error_without_it(generator):
         fitted = torch.linalg.lstsq(x[:, kept], goal).solution
         return float((x[:, kept] @ fitted - goal).square().sum()) / len(x) / energy
 
-    metric = replace(Metric.of_inputs(weight, gram), ridge=1e-12)
-    reading = Eliminated.of(weight, metric, columns)
+    reading = Eliminated.of(weight, Metric.of_inputs(weight, gram), columns)
     first = reading.costs(range(6))
     assert first == pytest.approx([error([u]) for u in range(6)], rel=1e-5)
     order, scores = elimination([reading], 6)

@@ -10,7 +10,12 @@ from typing import Any, ClassVar
 import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, InvalidParameterError, RealNotInt
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    RealNotInt,
+    StrOptions,
+)
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -45,6 +50,7 @@ class PruningCompressor(Compressor):
         "min_kept": [
             Interval(RealNotInt, 0, 1, closed="both"),
             Interval(Integral, 0, None, closed="left"),
+            StrOptions({"auto"}),
         ],
         "layers": PATTERNS,
         "exclude": PATTERNS,

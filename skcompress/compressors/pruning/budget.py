@@ -20,11 +20,23 @@ def sparsity_allocation(owner: str, given: Any) -> SparsityAllocation:
     return clone(allocation)  # type: ignore[no-any-return]
 
 
-def least_kept(min_kept: Any, size: int) -> int:
-    """How many values of a weight have to stay."""
+def least_kept(min_kept: Any, sparsity: float, sizes: Sequence[int]) -> list[int]:
+    """How many values of each weight have to stay.
+
+    min_kept : "auto" for a hundredth, or half of the share that stays where that is less
+    """
     if isinstance(min_kept, Integral):
-        return min(int(min_kept), size)
-    return min(ceil(min_kept * size - 1e-6), size)
+        return [min(int(min_kept), size) for size in sizes]
+    share = min(0.01, (1 - sparsity) / 2) if min_kept == "auto" else min_kept
+    least = [min(ceil(share * size - 1e-6), size) for size in sizes]
+    if min_kept == "auto" and sum(least) > n_that_stay(sparsity, sum(sizes)):
+        return [int(share * size) for size in sizes]  # fewer values stay than there are weights
+    return least
+
+
+def n_that_stay(sparsity: float, total: int) -> int:
+    """How many of all values are left; the zeros are the share asked for, to one number."""
+    return total - round(sparsity * total)
 
 
 def numbers_that_stay(
@@ -34,9 +46,9 @@ def numbers_that_stay(
     min_kept: Any,
     allocation: SparsityAllocation,
 ) -> list[int]:
-    """Divide the budget; the zeros are the share of all values that is asked for, to one number."""
+    """Divide the budget over the weights."""
     total = sum(weight.size for weight in weights)
-    n_kept = total - round(sparsity * total)
+    n_kept = n_that_stay(sparsity, total)
     least = sum(weight.least for weight in weights)
     if least > n_kept:
         raise MinKeptError(owner, min_kept, sparsity, least, total)

@@ -21,6 +21,7 @@ from ...protocols import Criterion, DataCriterion, SparsityAllocation
 from ...ranking import pieces
 from ...threads import results_side_by_side
 from .masking import Distortion, chosen, chosen_by_pattern, distortion
+from .measuring import measured_distortions
 from .patterns import unsuited
 from .pruned import PrunedWeight
 from .refitting import RIDGE, Refit
@@ -101,7 +102,14 @@ class PruningFit:
         method = self.method
         if method.pattern is not None:
             return chosen_by_pattern(self.sites, scores, method.pattern, self.seen)
-        distortions = self._distortions(scores) if "distortion" in method.allocation.needs else {}
+        distortions: Mapping[str, Distortion] = {}
+        if "distortion" in method.allocation.needs:
+            distortions = self._distortions(scores)
+        elif "measured_distortion" in method.allocation.needs:
+            assert self.calibration is not None
+            distortions = measured_distortions(
+                self.sites, dict(scores), self.calibration, self.device
+            )
         return chosen(
             self.owner,
             self.sites,

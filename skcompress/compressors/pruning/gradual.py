@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import HeldWeightError, PlanMismatchError, ScheduleError
+from ...errors import HeldWeightError, HookedOptimizerError, PlanMismatchError, ScheduleError
 from ...metrics import count_parameters
 from ...network.weights import Site
 from ...plan import Report
@@ -23,7 +25,9 @@ class GradualPruning:
     It changes the model that it was given, in place. Step t of n sets the share of zeros to
     s (1 - (1 - t/n)^3), most of them early on (Zhu & Gupta 2017, arXiv 1710.01878), and chooses
     them anew, by the weights as they are then; what is zero has the least scores and stays. In
-    between, every `optimizer.step()` is followed by setting them to zero again.
+    between, every `optimizer.step()` is followed by setting them to zero again. Where it is given a
+    closure, as that of LBFGS is, the gradients of zeros are zero in each evaluation, so that a line
+    search keeps to what the network is afterwards.
 
     Nothing is put into the model: parameters, `state_dict`, `copy.deepcopy` and
     DistributedDataParallel see plain tensors with zeros. A copy, or a model that was loaded, has
@@ -41,9 +45,14 @@ class GradualPruning:
                 raise HeldWeightError(site.name)
         self._masks: dict[str, Tensor] = {}
         self._fit: PruningFit | None = None
-        self._hook = None
+        self._optimizer, self._hooks = optimizer, []
         if optimizer is not None:
-            self._hook = optimizer.register_step_post_hook(lambda *_: self.hold())
+            if not hasattr(optimizer, "register_step_post_hook"):
+                raise HookedOptimizerError(type(pruner).__name__, optimizer)
+            self._hooks = [
+                optimizer.register_step_pre_hook(self._with_held_gradients),
+                optimizer.register_step_post_hook(lambda *_: self.hold()),
+            ]
 
     @property
     def sparsity(self) -> float:
@@ -65,9 +74,12 @@ class GradualPruning:
             raise
         self._fit = fit
         device = {name: site.slot.parameters[0].device for name, site in self._sites.items()}
-        self._masks = {one.name: one.kept(device[one.name]) for one in masks}
         self._last = {one.name: one for one in masks}
+        self._masks = {one.name: one.kept(device[one.name]) for one in masks}
         self.hold()
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            # The curvature that it remembers is that of a network with other zeros.
+            self._optimizer.state.clear()
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -79,8 +91,9 @@ class GradualPruning:
     def finalize(self) -> Report | None:
         """Let the weights go: from here on nothing keeps them zero. Gives the report."""
         self.hold()
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._masks = {}
         if self._fit is None:
             return None
@@ -105,3 +118,38 @@ class GradualPruning:
             for name, kept in state["masks"].items()
         }
         self.hold()
+
+    def _with_held_gradients(self, _: Any, args: Any, kwargs: Any) -> Any:
+        """Let a closure that a step is given leave no gradient where values are held at zero."""
+        given = [*args[1:], *kwargs.values()]  # after the optimizer itself
+        closure = next((one for one in given if callable(one)), None)
+        if closure is None:
+            return None
+
+        def held(*inputs: Any) -> Any:
+            loss = closure(*inputs)
+            with torch.no_grad():
+                for parameter, kept in self._by_parameter():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(kept)
+            return loss
+
+        def swapped(one: Any) -> Any:
+            return held if one is closure else one
+
+        return tuple(map(swapped, args)), {k: swapped(v) for k, v in kwargs.items()}
+
+    def _by_parameter(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield each parameter with zeros, and where it has none, of its own shape."""
+        weights: dict[nn.Parameter, list[str]] = defaultdict(list)
+        for name in self._masks:
+            weights[self._sites[name].slot.parameters[0]].append(name)
+        for parameter, names in weights.items():
+            mask = torch.empty_strided(
+                parameter.shape, parameter.stride(), dtype=torch.bool, device=parameter.device
+            ).fill_(True)
+            for name in names:
+                weight = self._sites[name].slot.read().detach()
+                start = weight.storage_offset() - parameter.storage_offset()
+                mask.as_strided(weight.shape, weight.stride(), start).copy_(self._masks[name])
+            yield parameter, mask

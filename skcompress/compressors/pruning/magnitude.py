@@ -22,9 +22,9 @@ class MagnitudePruner(PruningCompressor):
         attention, recurrent and expert layers, without biases and normalisations.
     scope : {"global", "layer"}, default="global"
         The smallest numbers of the whole model, or of each weight by itself.
-    min_kept : float or int, default=0.01
+    min_kept : float, int or "auto", default="auto"
         The least share (float) or number (int) of values that stays in each weight, so that none
-        vanishes.
+        vanishes. ``"auto"``: 0.01, or half of what `sparsity` leaves where that is less.
     layers, exclude, device, verbose
         As for :class:`Pruner`, as are the learnt attributes.
 
@@ -51,7 +51,7 @@ class MagnitudePruner(PruningCompressor):
         sparsity: float = 0.7,
         *,
         scope: str = "global",
-        min_kept: Any = 0.01,
+        min_kept: Any = "auto",
         layers: Any = None,
         exclude: Any = (),
         device: Any = None,

@@ -40,16 +40,17 @@ def chosen(
     scores : by the name of the site; used up, one after another
     seen : fingerprints of the weights
     """
+    least = least_kept(min_kept, sparsity, [scores[site.name].numel() for site in sites])
     weights = [
         Prunable(
             site.name,
             tuple(scores[site.name].shape),
-            least_kept(min_kept, scores[site.name].numel()),
+            at_least,
             scores=_Constant(scores[site.name]),
             weight=_Weight(site, device),
             distortion=distortions.get(site.name),
         )
-        for site in sites
+        for site, at_least in zip(sites, least, strict=True)
     ]
     counts = numbers_that_stay(owner, weights, sparsity, min_kept, allocation)
     del weights
@@ -83,9 +84,10 @@ def distortion(scores: Tensor, weight: Tensor, moments: Moments, gradients: Tens
     """
 
     def lost(counts: Sequence[int]) -> list[float]:
-        gram, seen = moments.gram.to(weight.device), gradients.to(weight.device)
+        inputs = [m.to(weight.device) for m in moments.of_inputs(centred=False)]
+        seen = gradients.to(weight.device)
         return [
-            kfac_energy(masked(weight, ~keep_largest(scores, count)), gram, seen) / 2
+            kfac_energy(masked(weight, ~keep_largest(scores, count)), inputs, seen) / 2
             for count in counts
         ]
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ...protocols import Criterion, DataCriterion
+from ...protocols import DataCriterion, SparsityAllocation
 from ...spaces import Options, Plugins, SearchSpace
 from .base import PruningCompressor
 from .budget import sparsity_allocation
@@ -54,8 +54,9 @@ class Pruner(PruningCompressor):
         it. All values are fitted, those go that cost least after the others of their row make up
         for them, what stays is fitted again, and so on in so many rounds. Closer outputs, for as
         many times the work.
-    min_kept : float or int, default=0.01
-        The least share (float) or number (int) of values that stays in each weight.
+    min_kept : float, int or "auto", default="auto"
+        The least share (float) or number (int) of values that stays in each weight, so that none
+        vanishes. ``"auto"``: 0.01, or half of what `sparsity` leaves where that is less.
     recalibrate_norm : bool or "auto", default="auto"
         With data: estimate mean and variance of batch normalisations anew. ``"auto"``: if the
         outputs come closer by it.
@@ -108,9 +109,8 @@ class Pruner(PruningCompressor):
     }
 
     search_space: ClassVar[SearchSpace] = {
-        # What takes data is named where there is some.
-        "criterion": Plugins("criteria", protocol=Criterion),
-        "allocation": Options(("global", "relative", "uniform", "erk", "sap")),
+        "criterion": Plugins("criteria"),
+        "allocation": Plugins("allocations", protocol=SparsityAllocation),
         "refit": Options((False, True), needs_data=True),
     }
 
@@ -123,7 +123,7 @@ class Pruner(PruningCompressor):
         pattern: str | None = None,
         refit: bool = False,
         refit_rounds: int = 1,
-        min_kept: Any = 0.01,
+        min_kept: Any = "auto",
         recalibrate_norm: Any = "auto",
         class_weight: Any = None,
         calibration_memory: float = 2**31,

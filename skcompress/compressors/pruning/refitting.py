@@ -48,7 +48,6 @@ class Refit:
     def of_inputs(self, site: Site, weight: Tensor, metrics: Sequence[Metric]) -> PrunedWeight:
         """Fit the values that stay of a weight for these inputs and goals."""
         known = self._pruned[site.name]
-        metrics = [m.with_ridge(part) for part, m in zip(weight, metrics, strict=True)]
         kept = known.kept(weight.device)
         if self._n_rounds > 1:
             kept = self._chosen(kept, weight != 0, metrics)

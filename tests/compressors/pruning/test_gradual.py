@@ -12,7 +12,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from skcompress import MagnitudePruner, Pruner
-from skcompress.errors import HeldWeightError, PlanMismatchError, ScheduleError
+from skcompress.errors import (
+    HeldWeightError,
+    HookedOptimizerError,
+    PlanMismatchError,
+    ScheduleError,
+)
 
 X = random(64, 10, dtype=torch.float32)
 Y = (X[:, 0] > 0).long()
@@ -39,8 +44,11 @@ def train(model, optimizer, n=5):
     [
         lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-2),
         lambda p: torch.optim.Adam(p, 1e-2),
+        lambda p: torch.optim.AdamW(p, 1e-2, foreach=True),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
+        lambda p: torch.optim.Adam([{"params": [one], "lr": 1e-2} for one in p]),
     ],
-    ids=["sgd", "adam"],
+    ids=["sgd", "adam", "foreach", "fused", "groups"],
 )
 def test_zeros_grow_along_a_cubic_and_hold_under_optimizers(make):
     model = network()
@@ -147,3 +155,56 @@ def test_what_is_refused():
     parametrizations.weight_norm(model[0])
     with pytest.raises(HeldWeightError, match="layer '0' is computed from other parameters"):
         Pruner().partial(model, 2)
+
+
+def with_closure(model, optimizer, n=5):
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    for _ in range(n):
+        optimizer.step(closure)
+    return float(nn.functional.cross_entropy(model(X), Y).detach())
+
+
+def test_line_searches_see_the_pruned_network():
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+    before = with_closure(model, optimizer, 1)  # what it remembers then is of all values
+    schedule = MagnitudePruner(0.8).partial(model, n_steps=2, optimizer=optimizer)
+    for _ in range(2):
+        schedule.step()
+        held = model[0].weight == 0
+        after = with_closure(model, optimizer)
+        assert (model[0].weight[held] == 0).all()
+        assert not model[0].weight.grad[held].any()
+    assert after < before
+    schedule.finalize()
+    with_closure(model, optimizer, 1)
+    assert model[0].weight.grad[held].any()
+
+
+def test_gradients_of_closures_in_a_parameter_of_several_weights():
+    layer = seeded(lambda: nn.MultiheadAttention(8, 2))
+    x = random(5, 3, 8, dtype=torch.float32)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    schedule = MagnitudePruner(0.5).partial(layer, n_steps=1, optimizer=optimizer)
+    schedule.step()
+
+    def closure():
+        optimizer.zero_grad()
+        layer(x, x, x)[0].square().sum().backward()
+
+    optimizer.step(closure=closure)
+    gradient, zero = layer.in_proj_weight.grad, layer.in_proj_weight == 0
+    assert not gradient[zero].any()
+    assert gradient[~zero].all()
+
+
+def test_an_optimizer_without_hooks_is_refused():
+    model = network()
+    wrapped = type("Wrapped", (), {"step": lambda self: None})()
+    with pytest.raises(HookedOptimizerError, match=r"got Wrapped: .* call hold\(\)"):
+        MagnitudePruner(0.5).partial(model, optimizer=wrapped)

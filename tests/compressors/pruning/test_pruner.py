@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from skcompress import MagnitudePruner, Pruner, SVDCompressor, count_nonzeros, registry
+from skcompress.compressors.pruning.budget import least_kept
 from skcompress.errors import InverseError
 from skcompress.network.weights import select
 from skcompress.plan import Plan
@@ -297,3 +298,23 @@ def test_equal_scores_are_cut_to_the_number_every_time_alike():
     assert all(map(torch.equal, weights(one), weights(other)))
     kept = (one[7].weight != 0).sum(1)
     assert kept.max() - kept.min() <= 1
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.98, 0.985, 0.995, 0.9999, 1 - 1e-6])
+def test_any_sparsity_is_reached_without_another_parameter(sparsity):
+    """Every weight keeps some values as long as there are as many as weights."""
+    sizes = [(40, 30), (2, 30), (20, 2)]
+    model = nn.ModuleList(nn.Linear(n, out, bias=False) for out, n in sizes)
+    for pruner in (Pruner("magnitude"), MagnitudePruner()):
+        sparse = pruner.set_params(sparsity=sparsity).fit_transform(model)
+        kept = [int((layer.weight != 0).sum()) for layer in sparse]
+        total = sum(out * n for out, n in sizes)
+        assert sum(kept) == total - round(sparsity * total)
+        assert all(kept) or sum(kept) < 2 * len(sizes)
+
+
+def test_the_least_share_is_a_hundredth_where_that_fits():
+    for sparsity, share in ((0.5, 0.01), (0.98, 0.01), (0.99, 0.005)):
+        assert least_kept("auto", sparsity, [10_000, 150]) == [
+            least_kept(share, sparsity, [n])[0] for n in (10_000, 150)
+        ]

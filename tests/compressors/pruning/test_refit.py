@@ -9,7 +9,7 @@ from models import LAYERS, layer, random, seeded
 from torch import nn
 
 from skcompress import Pruner
-from skcompress.compressors.pruning.refitting import Refit
+from skcompress.compressors.pruning.refitting import RIDGE
 from skcompress.errors import CalibratedWeightError
 from skcompress.testing import check_untouched, snapshot
 
@@ -20,7 +20,7 @@ def test_one_layer_is_least_squares_on_what_stays():
     sparse = Pruner("magnitude", 0.5, refit=True, min_kept=0).fit_transform(model, x)
     inputs, goals = x - x.mean(0), model(x).detach() - model(x).detach().mean(0)
     gram = inputs.mT @ inputs / 300
-    ridge = Refit.ridge * float(gram.diagonal().mean())
+    ridge = RIDGE * float(gram.diagonal().mean())
     for row, weight, y in zip(sparse[0].weight, model[0].weight, goals.mT, strict=True):
         support = row != 0
         system = gram[support][:, support] + ridge * torch.eye(int(support.sum()))
@@ -166,3 +166,26 @@ def test_classes_that_count_more_keep_more(settings):
 
     for label in (0, 1):
         assert lost({label: 50.0}, label) < lost({1 - label: 50.0}, label)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"refit": True, "refit_rounds": 4},
+        {"refit": True, "refit_rounds": 3, "pattern": "2:4"},
+        {"refit": True, "sparsity": 0.3},
+        {"criterion": "obs", "sparsity": 0.3},
+    ],
+)
+def test_zeros_of_before_stay_zero(settings):
+    model = seeded(lambda: nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24)))
+    x = random(200, 24, dtype=torch.float32)
+    zero = random(24, 24, dtype=torch.float32) < 0
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[zero] = 0
+    pruner = Pruner("magnitude", 0.7).set_params(**settings)
+    sparse = pruner.fit_transform(model, x)
+    for layer in (sparse[0], sparse[2]):
+        assert not layer.weight[zero].any()
+        assert layer.weight[~zero].any()

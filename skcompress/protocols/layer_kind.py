@@ -1,8 +1,7 @@
-"""What has to be said about a kind of layer so that compressors can work on it."""
+"""What has to be said about a kind of layer so that everything else can work on it."""
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,21 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..protocols import Factors
+from .factors import Factors
 from .inputs import Inputs, Lookups
-from .reparametrized import computed_by
 
+# Of the `copy.deepcopy` under way: what stands for an object, by the object's id.
 Memo = dict[Any, Any]
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,8 @@ class Slot:
 
     name : what it adds to the layer's name; "" where the layer has one weight
     groups : how many independent weights are stored side by side
-    read : gives the weight as (groups, out, in, *kernel), with gradient where it has one
+    read : gives the weight as (groups, out, in, *kernel), with gradient where it has one, as
+        a view of what stores it unless it is computed
     parameters : what stores it; several where it is parametrized
     part : which part of the parameter it is, where one parameter stores several weights;
         None where it is all of it
@@ -69,23 +59,32 @@ class Slot:
 class LayerKind(ABC):
     """How the weights of one kind of layer are read, and what stands in for it.
 
+    To be registered in the entry-point group `skcompress.layers`. Where kinds of several
+    packages could take a module, the one of the most derived class does.
+
+    types : classes of modules that are of this kind, with all that derive from them
+    name : what the kind is registered as
     takes_pivots : whether `build` takes factors of which a part is left out
     takes_sparse : whether it takes a sparse term
     """
 
     name: ClassVar[str]
+    types: tuple[type[nn.Module], ...] = ()
     # Why its factors save no FLOPs that can be told beforehand; None where they do.
     saves_no_flops: ClassVar[str | None] = None
     takes_pivots: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
 
-    @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether `module` is of this kind, compressible or not."""
+        """Whether `module` is of this kind, compressible or not.
 
-    @abstractmethod
+        To be written by a kind without `types`, which knows its modules by what they hold.
+        """
+        return isinstance(module, self.types)
+
     def refusal(self, module: nn.Module) -> str | None:
         """Say why this module cannot be compressed; None if it can."""
+        return None
 
     @abstractmethod
     def slots(self, module: nn.Module) -> list[Slot]:
@@ -93,13 +92,36 @@ class LayerKind(ABC):
 
     @abstractmethod
     def build(self, module: nn.Module, factors: Mapping[str, Factors], memo: Memo) -> nn.Module:
-        """Give the module that stands in for `module`.
+        """Give the module that stands in for `module`, which is `Factorized`.
 
         factors : by slot name, tensors that are `nn.Parameter`s; slots that stay dense
             are missing.
         memo : of the `copy.deepcopy` under way; what is taken over from `module` is
-            copied with it, so that sharing survives.
+            copied with it, so that sharing survives: `copy.deepcopy(module.bias, memo)`.
+
+        Values are not to be looked at: there may be none, on the meta device.
         """
+
+    def describe(self, stand_in: nn.Module) -> dict[str, Any]:
+        """Say, in words of JSON, what `rebuild` has to know beside the shapes of the factors.
+
+        To be written where a stand-in is more than `build` makes of the module and its factors.
+        """
+        return {}
+
+    def rebuild(
+        self,
+        module: nn.Module,
+        factors: Mapping[str, Factors],
+        description: Mapping[str, Any],
+        memo: Memo,
+    ) -> nn.Module:
+        """Give a stand-in that was saved: without values, which are loaded afterwards.
+
+        module, factors : as for `build`, on the meta device
+        description : what `describe` said; it comes from a file, whoever wrote that
+        """
+        return self.build(module, factors, memo)
 
     def stages(self, stand_in: nn.Module, slot: str) -> list[str]:
         """Name the modules of a stand-in that apply the stages of a slot, in their order."""
@@ -130,44 +152,29 @@ class LayerKind(ABC):
 class Factorized(ABC):
     """Mixed into every module that stands in for a layer.
 
+    kind : what the kind that builds it is registered as
     own : attributes that the layer it stands in for does not have
     """
 
+    kind: ClassVar[str]
     own: ClassVar[tuple[str, ...]] = ()
+    # What a layer answers to those who look at it is no part of what TorchScript compiles.
+    __jit_unused_properties__: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__jit_unused_properties__ = [
+            name for name in dir(cls) if isinstance(getattr(cls, name, None), property)
+        ]
+
+    @abstractmethod
+    def factors(self) -> dict[str, Factors]:
+        """Give what it multiplies by now, by slot name, as `LayerKind.build` was given it."""
+
+    def to_plain(self, memo: Memo) -> nn.Module | str:
+        """Give the same function in modules of torch.nn alone, or say why there are none."""
+        return f"a {type(self).__name__}, which says of no torch.nn modules that they do the same"
 
     @abstractmethod
     def to_dense(self, memo: Memo) -> nn.Module:
         """Give an ordinary layer with the same function; `memo` keeps shared parts shared."""
-
-
-def overrides(module: nn.Module, base: type[nn.Module], *methods: str) -> str | None:
-    """Say which of `methods` (default: forward) of `base` the module or its class rewrote."""
-    for method in methods or ("forward",):
-        rewritten = getattr(type(module), method) is not getattr(base, method)
-        if rewritten or method in vars(module):
-            return f"{type(module).__name__} rewrites {method} of {base.__name__}"
-    return None
-
-
-def dense_copy(tensor: Tensor | None, memo: Memo) -> nn.Parameter | None:
-    """Copy a parameter through `memo`; None stays None."""
-    return None if tensor is None else copy.deepcopy(tensor, memo)
-
-
-def carry_over(module: nn.Module, replacement: nn.Module, memo: Memo) -> None:
-    """Give `replacement` mode, hooks and attributes of the module it stands in for.
-
-    Only once `memo` has every replacement: a hook or an attribute may lead to any module.
-    """
-    replacement.train(module.training)
-    for hooks in _HOOKS:
-        for key, hook in getattr(module, hooks).items():
-            # The tensors that these compute are what the factors have replaced.
-            if computed_by(hook) is None:
-                getattr(replacement, hooks)[key] = copy.deepcopy(hook, memo)
-    replacement._is_full_backward_hook = module._is_full_backward_hook
-    own = module.own if isinstance(module, Factorized) else ()
-    for name, value in vars(module).items():
-        answered = name in vars(replacement) or hasattr(type(replacement), name)
-        if not answered and name not in own:
-            vars(replacement)[name] = copy.deepcopy(value, memo)

@@ -1,0 +1,1 @@
+"""The command `skcompress`: results on stdout, progress and errors on stderr."""
