@@ -31,6 +31,7 @@ a fit
 `least_squares`      fits one weight of full rank, in a `protocols.Metric`
 `Fitted`             all that a fit learnt, and the one way to apply it to a model
 `Replacement`        what stands for one weight; `DenseWeight`: other values
+`plan_of`            the `plan.Plan`, which says what happens to each weight
 `closest`            the `Outcome` whose outputs are closest to the original's, compared on data
 models
 `copied`             a copy with values of its own
@@ -44,6 +45,7 @@ from .compressors.checks import PATTERNS, computing
 from .decompositions.regression import least_squares
 from .fitting.calibration import Calibration
 from .fitting.candidates import WeightOnData, working_weight
+from .fitting.choices import plan_of
 from .fitting.comparison import Outcome, closest
 from .fitting.digests import Fingerprint, fingerprint
 from .fitting.fitted import DenseWeight, Fitted, Replacement
@@ -116,6 +118,7 @@ __all__ = [
     "note_number",
     "note_shapes",
     "observe",
+    "plan_of",
     "reconstruct",
     "score",
     "select",
