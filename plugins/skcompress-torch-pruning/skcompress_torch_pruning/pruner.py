@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -59,6 +59,7 @@ from .values import check_values
 from .verifying import Trial, resizes, verified
 
 
+@dataclass(eq=False, repr=False)
 class ChannelPruner(Compressor):
     """Removes whole channels: of every layer that gives them, and of every layer that reads them.
 
@@ -150,6 +151,24 @@ class ChannelPruner(Compressor):
     (scales of normalisations).
     """
 
+    ratio: float = 0.5
+    criterion: Any = "merge"
+    _: KW_ONLY
+    cost: str = "parameters"
+    allocation: str = "global"
+    min_kept: float = 0.1
+    round_to: int | None = None
+    refit: bool | str = "auto"
+    recalibrate_norm: bool | str = "auto"
+    class_weight: Any = None
+    num_heads: Any = None
+    layers: Any = None
+    exclude: Any = ()
+    calibration_memory: float = 2**31
+    max_positions: int | None = None
+    random_state: Any = None
+    verbose: bool | int = False
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "ratio": [Interval(Real, 0, 1, closed="left")],
         "criterion": [str, HasMethods("scores"), callable],
@@ -175,43 +194,6 @@ class ChannelPruner(Compressor):
         "criterion": Plugins("channel_criteria"),
         "allocation": Options(("global", "uniform")),
     }
-
-    def __init__(
-        self,
-        ratio: float = 0.5,
-        criterion: Any = "merge",
-        *,
-        cost: str = "parameters",
-        allocation: str = "global",
-        min_kept: float = 0.1,
-        round_to: int | None = None,
-        refit: bool | str = "auto",
-        recalibrate_norm: bool | str = "auto",
-        class_weight: Any = None,
-        num_heads: Any = None,
-        layers: Any = None,
-        exclude: Any = (),
-        calibration_memory: float = 2**31,
-        max_positions: int | None = None,
-        random_state: Any = None,
-        verbose: bool | int = False,
-    ):
-        self.ratio = ratio
-        self.criterion = criterion
-        self.cost = cost
-        self.allocation = allocation
-        self.min_kept = min_kept
-        self.round_to = round_to
-        self.refit = refit
-        self.recalibrate_norm = recalibrate_norm
-        self.class_weight = class_weight
-        self.num_heads = num_heads
-        self.layers = layers
-        self.exclude = exclude
-        self.calibration_memory = calibration_memory
-        self.max_positions = max_positions
-        self.random_state = random_state
-        self.verbose = verbose
 
     def fit(
         self, model: nn.Module, data: object = None, sample_weight: object = None
