@@ -26,7 +26,6 @@ data
 a fit
 `Calibration`        a network on data: its structure, statistics, costs; with a `Recall` of results
 `WeightOnData`       metrics of a weight by the `Statistics` of what it meets on the data
-`costed`             a weight as a `protocols.Cost` sees it
 `reconstruct`        fits weights one after another to the original's outputs: a `Reconstruction`
 `least_squares`      fits one weight of full rank, in a `protocols.Metric`
 `Fitted`             all that a fit learnt, and the one way to apply it to a model
@@ -56,7 +55,6 @@ from .layers import kind_of
 from .layers.narrowed import note_number, note_shapes
 from .layers.reparametrized import copied
 from .network.batches import Batch, Batches, batches, device_of, n_samples
-from .network.calls import costed
 from .network.normalization import fold, foldable_norms
 from .network.observing import Reducer, observe
 from .network.readers import tensors_in
@@ -105,7 +103,6 @@ __all__ = [
     "closest",
     "computing",
     "copied",
-    "costed",
     "device_of",
     "display_name",
     "fingerprint",

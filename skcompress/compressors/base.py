@@ -34,9 +34,18 @@ from ..network.normalization import fold, foldable_norms
 from ..network.structure import Structure
 from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
-from ..plan import Report
+from ..plan import LayerPlan, Report
 from ..protocols import Allocation, Cost, Decomposition, Storage
-from .checks import check_rank, computing, rank_allocation, require_support, seeded, uses_data
+from .checks import (
+    check_device,
+    check_jobs,
+    check_rank,
+    computing,
+    rank_allocation,
+    require_support,
+    seeded,
+    uses_data,
+)
 from .settings import FactorizingSettings
 
 
@@ -153,7 +162,8 @@ class FactorizingCompressor(FactorizingSettings):
         else:
             outcome = self._closest(fitted, found, given, steps)
         self.n_parameters_in_ = n_in
-        self._learn(outcome, offers, count_parameters(whole), (method.cost, n_whole), steps)
+        norms = [_folded_row(model, *pair) for pair in folded.items()]
+        self._learn(outcome, offers, norms, count_parameters(whole), (method.cost, n_whole), steps)
         return outcome.network
 
     def _checked(self, model: nn.Module) -> Method:
@@ -161,6 +171,8 @@ class FactorizingCompressor(FactorizingSettings):
         self._validate_params()
         owner = type(self).__name__
         check_rank(owner, self.rank)
+        check_device(owner, self.device)
+        check_jobs(owner, self.n_jobs)
         allocation = rank_allocation(owner, self.allocation)
         cost = clone(registry.make("costs", self.cost))
         check_model(owner, model)
@@ -278,6 +290,7 @@ class FactorizingCompressor(FactorizingSettings):
         self,
         outcome: Outcome,
         offers: Sequence[WeightOffers],
+        norms: Sequence[LayerPlan],
         n_whole: int,
         budget: tuple[Cost, float],
         steps: Steps,
@@ -306,6 +319,7 @@ class FactorizingCompressor(FactorizingSettings):
             steps=tuple(steps.done),
             divergence=outcome.divergence,
             measured=outcome.errors,
+            folded=tuple(norms),
         )
 
     def _fingerprint(self, site: Site) -> Fingerprint:
@@ -327,3 +341,11 @@ def _folded(given: Calibration) -> tuple[Calibration, dict[str, str]]:
     folded = foldable_norms(given.model, given.structure.norms)
     structure = given.structure.without_norms(folded)
     return replace(given, model=fold(given.model, folded), structure=structure), folded
+
+
+def _folded_row(model: nn.Module, layer: str, name: str) -> LayerPlan:
+    """What the report says of a normalisation that is no layer any more."""
+    norm = model.get_submodule(name)
+    size = sum(p.numel() for p in norm.parameters())
+    shape = tuple(next(iter(norm.buffers())).shape)
+    return LayerPlan(name, type(norm).__name__, shape, size, 0, reason=f"folded into {layer}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,13 +12,17 @@ import torch
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
-    RealNotInt,
     StrOptions,
     make_constraint,
 )
 
 from .. import registry
-from ..errors import AllocationKindError, MissingDataError, NoLayerError
+from ..errors import (
+    AllocationKindError,
+    MissingDataError,
+    NoLayerError,
+    PatternTypeError,
+)
 from ..fitting.choices import why_unsupported
 from ..fitting.offers import WeightOffers
 from ..network.weights import Site
@@ -26,8 +30,16 @@ from ..protocols import Allocation, Cost, Decomposition
 
 T = TypeVar("T")
 
+
+class _Share(Interval):
+    """Any real number in (0, 1], a `Fraction` among them, which scikit-learn's cannot ask for."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return isinstance(val, Real) and 0 < float(val) <= 1
+
+
 RANKS: list[Any] = [
-    Interval(RealNotInt, 0, 1, closed="right"),
+    _Share(Real, 0, 1, closed="right"),
     Interval(Integral, 1, None, closed="left"),
     StrOptions({"auto"}),
 ]
@@ -47,6 +59,10 @@ _NEED_DATA: tuple[tuple[str, Any], ...] = (
 
 def check_rank(owner: str, rank: Any) -> None:
     """Refuse a bool, and what a dict may not hold."""
+    if isinstance(rank, dict):
+        for pattern in rank:
+            if not isinstance(pattern, str | type):
+                raise PatternTypeError("rank", pattern)
     allowed = [make_constraint(constraint) for constraint in RANKS]
     values = list(rank.values()) if isinstance(rank, dict) else [rank]
     if not values or any(
@@ -57,6 +73,29 @@ def check_rank(owner: str, rank: Any) -> None:
             f"The 'rank' parameter of {owner} must be a float in the range (0.0, 1.0], an int in "
             "the range [1, inf), 'auto', or a non-empty dict of name pattern to these. "
             f"Got {rank!r} instead."
+        )
+
+
+def check_device(owner: str, device: Any) -> None:
+    """Refuse the name of a device that this torch does not know, or does not find."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        words = str(cause).strip().splitlines()[0]
+        raise InvalidParameterError(
+            f"The 'device' parameter of {owner} must be None or a device that torch can use here, "
+            f"such as 'cpu' or 'cuda'. Got {device!r} instead: {words}"
+        ) from cause
+
+
+def check_jobs(owner: str, n_jobs: int | None) -> None:
+    """Refuse no jobs at all, which joblib has no meaning for."""
+    if n_jobs == 0:
+        raise InvalidParameterError(
+            f"The 'n_jobs' parameter of {owner} must be None, a positive int, or a negative one "
+            "that counts from the number of processors. Got 0 instead."
         )
 
 

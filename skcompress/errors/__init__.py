@@ -39,6 +39,7 @@ from .models import (
     ModelTypeError,
     NoLayerError,
     NonFiniteWeightError,
+    PatternTypeError,
     PlanMismatchError,
     SelectionError,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "OneShotDataError",
     "OutputShapeError",
     "OutputTypeError",
+    "PatternTypeError",
     "PlainError",
     "PlanMismatchError",
     "PluginConflictError",

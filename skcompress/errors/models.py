@@ -27,12 +27,26 @@ class ModelCopyError(SkcompressError, ValueError):
 class SelectionError(SkcompressError, ValueError):
     """A pattern of `layers`, `exclude` or `rank` that matches nothing."""
 
-    def __init__(self, parameter: str, pattern: object, names: Sequence[str]):
-        if isinstance(pattern, type):
+    def __init__(
+        self, parameter: str, pattern: object, names: Sequence[str], reason: str | None = None
+    ):
+        if reason is not None:
+            hint = f"what is called so cannot be compressed: {reason}"
+        elif isinstance(pattern, type):
             hint = f"the model has no layer of type {pattern.__name__}"
         else:
             hint = suggestion(str(pattern), names)
         super().__init__(f"{parameter}={pattern!r} matches no layer of the model; {hint}")
+
+
+class PatternTypeError(SkcompressError, TypeError):
+    """A pattern of `layers`, `exclude` or `rank` that is no name and no type."""
+
+    def __init__(self, parameter: str, pattern: object):
+        super().__init__(
+            f"patterns of {parameter} must be names, glob patterns or types of modules; got "
+            f"{pattern!r}"
+        )
 
 
 class NoLayerError(SkcompressError, ValueError):

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import registry
 from ..errors import BudgetError, PlanMismatchError
-from ..network.weights import Pattern, Selection, Site, flat_shape, matches
+from ..network.weights import Pattern, Selection, Site, flat_shape, named
 from ..plan import LayerPlan, Plan, sizes
 from ..protocols import Allocation, Choice, Cost, Curve, Decomposition, Layer
 from .offers import WeightOffers
@@ -56,8 +56,11 @@ def choose_options(
     reasons: list[str | None] = ["no pattern of rank matches it"] * len(layers)
     open_ = set(range(len(layers)))
     for pattern, value in rank.items():
-        members = [i for i in sorted(open_) if matches(pattern, where[i].names, where[i].modules)]
+        hit = {id(site) for site in named(pattern, where)}
+        members = [i for i in sorted(open_) if id(where[i]) in hit]
         open_.difference_update(members)
+        if not members:  # all of it was named before
+            continue
         chosen, why = _choose([layers[i] for i in members], value, allocation, 0, cost.gain)
         for i, choice, reason in zip(members, chosen, why, strict=True):
             choices[i], reasons[i] = choice, reason
@@ -75,15 +78,18 @@ def _choose(
             allocation = registry.make("allocations", "auto")
             rank = 1.0
         choices = allocation.allocate(layers, float(rank), n_fixed)
-        why = [
-            NOT_WORTH_IT if _can_shrink(layer) else NEVER_SMALLER.format(gain) for layer in layers
-        ]
+        why = [_why_dense(layer, float(rank), gain) for layer in layers]
     reasons = [w if choice is None else None for choice, w in zip(choices, why, strict=True)]
     return choices, reasons
 
 
-def _can_shrink(layer: Layer) -> bool:
-    return any((curve.costs < layer.dense).any() for curve in layer.curves)
+def _why_dense(layer: Layer, rank: float, gain: str) -> str:
+    """Say why a layer stays dense whose options an allocation did not take."""
+    costs = [float(c.costs.min()) for c in layer.curves if (c.costs < layer.dense).any()]
+    if not costs:
+        return NEVER_SMALLER.format(gain)
+    least = min(costs) / layer.dense
+    return NOT_WORTH_IT if least <= rank else f"{NOT_WORTH_IT}: no rank keeps less than {least:.1%}"
 
 
 def _positions(curve: Curve, rank: int) -> np.ndarray:

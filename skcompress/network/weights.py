@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from ..errors import ModelTypeError, NoLayerError, SelectionError
+from ..errors import ModelTypeError, NoLayerError, PatternTypeError, SelectionError
 from ..layers import LayerKind, Slot, kind_of
 from ..layers.reasons import is_opaque, why_left
 
@@ -98,17 +98,46 @@ def matches(pattern: Pattern, names: Iterable[str], modules: Iterable[nn.Module]
     return any(fnmatchcase(n, pattern) or n.startswith(f"{pattern}.") for n in names)
 
 
+def named(pattern: Pattern, sites: Sequence[Site]) -> list[Site]:
+    """Weights that a pattern names: by an exact name if there is one, a container, or a glob.
+
+    An exact name, of a layer or a weight, comes first: "l[0]" is one where a module is called so.
+    """
+    if isinstance(pattern, type):
+        return [site for site in sites if any(isinstance(m, pattern) for m in site.modules)]
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == pattern,
+        lambda name: name.startswith(f"{pattern}."),
+        lambda name: fnmatchcase(name, pattern),
+    )
+    for rule in rules:
+        found = [site for site in sites if any(map(rule, site.names))]
+        if found:
+            return found
+    return []
+
+
 def check_patterns(parameter: str, patterns: Patterns, model: nn.Module) -> None:
-    """Refuse a pattern that matches no module and no weight of `model`."""
+    """Refuse a pattern of `layers`, `exclude` or `rank` that names nothing in `model`.
+
+    What is excluded need not be anything that could be compressed.
+    """
     patterns = as_patterns(patterns)
     if not patterns:
         return
+    selections = [select(model), select(model, inside_factors=True)]
     names = [join(n, "") for n, _ in model.named_modules(remove_duplicate=False)]
-    weights = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-    weights += [s.name for s in select(model).sites]
+    others = names + [n for n, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
-        if not matches(pattern, names + weights, model.modules()):
-            raise SelectionError(parameter, pattern, [n for n in names if n != display_name("")])
+        if not isinstance(pattern, str | type):
+            raise PatternTypeError(parameter, pattern)
+        if any(named(pattern, found.sites) for found in selections):
+            continue
+        left = [left for left in selections[0].left if matches(pattern, [left.name])]
+        if parameter == "exclude" and matches(pattern, others, model.modules()):
+            continue
+        known = [n for n in names if n != display_name("")]
+        raise SelectionError(parameter, pattern, known, left[0].reason if left else None)
 
 
 def select(
@@ -142,15 +171,35 @@ def select(
         for slot in kind.slots(module):
             site_name = join(name, slot.name)
             found.order.append(site_name)
-            names = [join(a, part) for part in (slot.name, "") for a in aliases[id(module)]]
+            names = _names(module, slot, aliases[id(module)])
             site = Site(site_name, names, _type_name(module), slot, [(name, slot.name)], [module])
-            if layers is not None and not any(matches(p, names, [module]) for p in wanted):
-                found.left.append(_left_site(site, "not among layers"))
-            elif any(matches(p, names, [module]) for p in unwanted):
-                found.left.append(_left_site(site, "in exclude"))
-            else:
-                found.sites.append(site)
+            found.sites.append(site)
+    kept = found.sites
+    if layers is not None:
+        kept = _split(found, kept, wanted, keep=True, reason="not among layers")
+    found.sites = _split(found, kept, unwanted, keep=False, reason="in exclude")
     return _join_ties(found, _owners(model, wholes))
+
+
+def _names(module: nn.Module, slot: Slot, aliases: Sequence[str]) -> list[str]:
+    """All that patterns may call a weight by."""
+    stored = {id(p) for p in slot.parameters}
+    parameters = [name for name, p in module.named_parameters() if id(p) in stored]
+    parts = dict.fromkeys((slot.name, "", *parameters, *(() if slot.name else ("weight",))))
+    return [join(alias, part) for part in parts for alias in aliases]
+
+
+def _split(
+    found: Selection, sites: Sequence[Site], patterns: Sequence[Pattern], *, keep: bool, reason: str
+) -> list[Site]:
+    """Give the sites that stay; the others are left, for a reason.
+
+    keep : whether those stay that some pattern names, or the others
+    """
+    chosen = {id(site) for pattern in patterns for site in named(pattern, sites)}
+    staying = [site for site in sites if (id(site) in chosen) == keep]
+    found.left += [_left_site(s, reason) for s in sites if (id(s) in chosen) != keep]
+    return staying
 
 
 def require_sites(owner: str, selection: Selection) -> None:

@@ -25,6 +25,7 @@ from skcompress import (
 )
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.errors import ArchitectureError, FactoryError, ModelTypeError, SaveError
+from skcompress.layers.narrowed import note_number, note_shapes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["single", "half"])
@@ -78,16 +79,42 @@ def test_fine_tuned_and_partly_frozen(tmp_path):
     assert not any(p.requires_grad for p in again[0].parameters())
 
 
+def narrowed(model: nn.Module, n: int = 10) -> nn.Module:
+    """Keep the first channels between two convolutions, as a channel pruner does."""
+    for one in (model[0], model[1], model[3]):
+        note_shapes(one)
+    model[0].weight = nn.Parameter(model[0].weight.detach()[:n].clone())
+    model[3].weight = nn.Parameter(model[3].weight.detach()[:, :n].clone())
+    for name in ("weight", "bias"):
+        setattr(model[1], name, nn.Parameter(getattr(model[1], name).detach()[:n].clone()))
+    model[1].running_mean, model[1].running_var = torch.zeros(n), torch.ones(n)
+    model[0].out_channels = model[1].num_features = model[3].in_channels = n
+    return model
+
+
 @pytest.mark.parametrize("then", [None, SVDCompressor(0.6), MagnitudePruner(0.5)], ids=str)
 def test_narrowed_channels(then, tmp_path):
-    from skcompress import ChannelPruner
-
-    small = ChannelPruner(0.6).fit_transform(small_network(), images())
+    small = narrowed(small_network())
     if then is not None:
         small = then.fit_transform(small)
-    assert small[1].num_features < 16
     again = check_comes_back(small, small_network, tmp_path, images(3))
     assert repr(again) == repr(small)
+    check_comes_back(again, small_network, tmp_path, images(3))
+
+
+def test_narrowed_numbers(tmp_path):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.linear = 4, nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.linear(x).unflatten(-1, (self.heads, -1))
+
+    small = seeded(Heads)
+    note_number(small, "heads")
+    small.heads = 2
+    check_comes_back(small, Heads, tmp_path, torch.ones(1, 8))
 
 
 def test_narrow_is_not_another_architecture(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from skcompress.building import Patterns, as_patterns, copied, display_name, matches
+from skcompress.building import Patterns, as_patterns, copied, display_name, matches, select
 
 from .groups import ChannelGroup, Removal, Resize
 from .plan import ChannelPlan, GroupPlan, LayerSides, described
@@ -33,18 +33,27 @@ def unwanted(
 
     layers, exclude : patterns of what may lose outputs (None: everything), and of what may not
     """
+    everything = _selected(model, None, ())
+    excluded = everything - _selected(model, None, exclude)
+    others = everything - _selected(model, layers, ())
     reasons = {}
     for group in groups:
         for name in group.givers:
             module = model.get_submodule(name)
-            if any(matches(p, [name], [module]) for p in as_patterns(exclude)):
-                reasons[group.name] = f"{name} is in exclude"
-            wanted = layers is None or any(
-                matches(p, [name], [module]) for p in as_patterns(layers)
+            # A normalisation, for one, is nothing that `select` knows.
+            hit = name not in everything and any(
+                matches(p, [name], [module]) for p in as_patterns(exclude)
             )
-            if mixes(module) and not wanted:
+            if hit or name in excluded:
+                reasons[group.name] = f"{name} is in exclude"
+            elif mixes(module) and name in others:
                 reasons.setdefault(group.name, f"{name} is not among layers")
     return reasons
+
+
+def _selected(model: nn.Module, layers: Patterns, exclude: Patterns) -> set[str]:
+    sites = select(model, layers, exclude).sites
+    return {name for site in sites for name, _ in site.users}
 
 
 def make_plan(

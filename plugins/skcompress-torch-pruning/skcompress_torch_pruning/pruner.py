@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
     InvalidParameterError,
-    StrOptions,
 )
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skcompress import registry
 from skcompress.building import (
-    PATTERNS,
     Batches,
     Calibration,
     Outcome,
@@ -32,7 +27,6 @@ from skcompress.building import (
     check_patterns,
     closest,
     computing,
-    costed,
     device_of,
     fingerprint,
     reconstruct,
@@ -42,8 +36,6 @@ from skcompress.building import (
 )
 from skcompress.errors import NoLayerError
 from skcompress.metrics import count_parameters
-from skcompress.protocols import Compressor
-from skcompress.spaces import FloatRange, Options, Plugins, SearchSpace
 
 from .budget import channel_costs, choose, flop_costs, parameter_costs
 from .errors import NoInputsError
@@ -52,15 +44,15 @@ from .groups import ChannelGroup, Removal, removal
 from .plan import ChannelReport
 from .planning import excluded, make_plan, unwanted
 from .refitting import ChannelRefit
-from .removing import mixes, transforms
+from .removing import mixes
 from .scoring import Scoring, resolved
+from .settings import ChannelSettings
 from .tracing import Trace, example, trace
 from .values import check_values
 from .verifying import Trial, resizes, verified
 
 
-@dataclass(eq=False, repr=False)
-class ChannelPruner(Compressor):
+class ChannelPruner(ChannelSettings):
     """Removes whole channels: of every layer that gives them, and of every layer that reads them.
 
     What is left are the same layers with fewer channels, dense and plain, in a copy of the model.
@@ -151,50 +143,6 @@ class ChannelPruner(Compressor):
     (scales of normalisations).
     """
 
-    ratio: float = 0.5
-    criterion: Any = "merge"
-    _: KW_ONLY
-    cost: str = "parameters"
-    allocation: str = "global"
-    min_kept: float = 0.1
-    round_to: int | None = None
-    refit: bool | str = "auto"
-    recalibrate_norm: bool | str = "auto"
-    class_weight: Any = None
-    num_heads: Any = None
-    layers: Any = None
-    exclude: Any = ()
-    calibration_memory: float = 2**31
-    max_positions: int | None = None
-    random_state: Any = None
-    verbose: bool | int = False
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "ratio": [Interval(Real, 0, 1, closed="left")],
-        "criterion": [str, HasMethods("scores"), callable],
-        "cost": [StrOptions({"parameters", "flops", "channels"})],
-        "allocation": [StrOptions({"global", "uniform"})],
-        "min_kept": [
-            Interval(Real, 0, 1, closed="neither"), Interval(Integral, 1, None, closed="left"),
-        ],
-        "round_to": [None, Interval(Integral, 1, None, closed="left")],
-        "refit": ["boolean", StrOptions({"auto", "all"})],
-        "recalibrate_norm": ["boolean", StrOptions({"auto"})],
-        "class_weight": [None, dict, StrOptions({"balanced"})],
-        "num_heads": [None, dict],
-        "layers": PATTERNS,
-        "exclude": PATTERNS,
-        "calibration_memory": [Interval(Real, 0, None, closed="neither")],
-        "max_positions": [None, Interval(Integral, 1, None, closed="left")],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }  # fmt: skip
-    search_space: ClassVar[SearchSpace] = {
-        "ratio": FloatRange(0.1, 0.8),
-        "criterion": Plugins("channel_criteria"),
-        "allocation": Options(("global", "uniform")),
-    }
-
     def fit(
         self, model: nn.Module, data: object = None, sample_weight: object = None
     ) -> ChannelPruner:
@@ -232,7 +180,7 @@ class ChannelPruner(Compressor):
         """Learn all there is; gives the smaller network."""
         batches = self._checked(model, data)
         steps, selection = Steps(device_of(model)), select(model)
-        sites = {s.users[0][0]: s for s in selection.sites if s.alone and transforms(s.modules[0])}
+        sites = {s.users[0][0]: s for s in selection.sites if s.alone and mixes(s.modules[0])}
         with steps("observe"):
             given = Calibration.observed(
                 model, list(sites.values()),
@@ -251,7 +199,7 @@ class ChannelPruner(Compressor):
         open_ = [group for group in groups if group.reason is None]
         if not open_:
             raise NoLayerError(batches.owner, [(g.name, g.reason or "") for g in groups])
-        chosen = self._chosen(open_, ranked, sites, given)
+        chosen = self._chosen(open_, ranked, given)
         gone, resized = removal(chosen), resizes(chosen)
         refit = self.refit
         if refit == "auto":
@@ -306,7 +254,6 @@ class ChannelPruner(Compressor):
         self,
         groups: Sequence[ChannelGroup],
         ranked: Mapping[str, Any],
-        sites: Mapping[str, Site],
         given: Calibration,
     ) -> list[tuple[ChannelGroup, tuple[int, ...]]]:
         """Meet the budget."""
@@ -314,9 +261,7 @@ class ChannelPruner(Compressor):
         if self.cost == "parameters":
             costs, total = parameter_costs(model, groups), count_parameters(model)
         elif self.cost == "flops":
-            cost, calls = registry.make("costs", "flops"), given.structure.calls
-            flops = {name: cost.of_weight(costed(site, calls)) for name, site in sites.items()}
-            costs, total = flop_costs(model, groups, flops), given.cost_of(cost, model)
+            costs, total = flop_costs(model, groups, next(iter(given.batches)))
         else:
             costs = channel_costs(model, groups)
             total = sum(cost.whole for cost in costs.values())
@@ -333,9 +278,7 @@ class ChannelPruner(Compressor):
         """Fit the layers that lose inputs, or all that mix channels."""
         refit = ChannelRefit(gone)
         readers = [
-            site
-            for name, site in sites.items()
-            if mixes(site.modules[0]) and (everything or gone.get(name, ([], []))[1])
+            site for name, site in sites.items() if everything or gone.get(name, ([], []))[1]
         ]
         return reconstruct(
             given, readers, refit.of_weight, refit.of_inputs, device=None, verbose=self.verbose

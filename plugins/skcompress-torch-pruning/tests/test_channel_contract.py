@@ -10,13 +10,16 @@ import pytest
 import torch
 from channel_cases import CASES, Residual, case, widths
 from skcompress_torch_pruning import ChannelPlan, ChannelPruner
+from skcompress_torch_pruning.budget import flop_costs
 from skcompress_torch_pruning.errors import NoInputsError, RatioError, UntraceableError
+from skcompress_torch_pruning.tracing import trace
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
 import skcompress
 from skcompress import SVDCompressor, count_flops, count_parameters, errors, registry
+from skcompress.building import batches, select
 from skcompress.testing import check_compressor, check_untouched, snapshot
 
 PLAIN = {"refit": False, "recalibrate_norm": False}
@@ -52,6 +55,18 @@ def test_the_budget_is_met_by_as_little_as_can_be(name, cost):
 
 def _stays(group):
     return group.reason is not None and "best use" not in group.reason
+
+
+def test_flops_of_every_kind_of_layer_count():
+    model, x = case("depthwise, grouped, gated")
+    data = batches("T", x, model)
+    groups = trace(model, data, select(model)).groups
+    costs, total = flop_costs(model, groups, next(iter(data)))
+    wide = torch.zeros(16, 16, 8, 8)
+    assert costs["depthwise"].whole == count_flops(model.depthwise, wide) > 0
+    assert costs["project"].whole == count_flops(model.project, wide)
+    assert total == count_flops(model, x)
+    assert sum(cost.whole for cost in costs.values()) == pytest.approx(total)
 
 
 def test_one_channel_less_would_not_do():

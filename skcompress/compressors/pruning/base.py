@@ -34,7 +34,7 @@ from ...network.weights import Selection, check_model, check_patterns, require_s
 from ...plan import Report
 from ...protocols import Compressor, Criterion, DataCriterion
 from ...spaces import FloatRange, SearchSpace
-from ..checks import PATTERNS, computing, seeded
+from ..checks import PATTERNS, check_device, computing, seeded
 from .fit import Method, PruningFit, zeros
 from .gradual import GradualPruning
 
@@ -197,6 +197,7 @@ class PruningCompressor(Compressor):
                 f"The 'sparsity' and 'min_kept' parameters of {owner} must be numbers. Got "
                 f"{self.sparsity!r} and {self.min_kept!r} instead."
             )
+        check_device(owner, self.device)
         method = self._method()
         if sparsity is not None:
             method = replace(method, sparsity=sparsity, refit=False)
