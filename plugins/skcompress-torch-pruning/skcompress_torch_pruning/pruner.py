@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sklearn.utils._param_validation import (
-    InvalidParameterError,
-)
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -201,9 +199,8 @@ class ChannelPruner(ChannelSettings):
             raise NoLayerError(batches.owner, [(g.name, g.reason or "") for g in groups])
         chosen = self._chosen(open_, ranked, given)
         gone, resized = removal(chosen), resizes(chosen)
-        refit = self.refit
-        if refit == "auto":
-            refit = "all" if getattr(criterion, "wants_refit", False) else False
+        wanted = "all" if getattr(criterion, "wants_refit", False) else False
+        refit = wanted if self.refit == "auto" else self.refit
         done = Reconstruction()
         if refit:
             with steps("refit"):
