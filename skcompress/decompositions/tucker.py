@@ -22,6 +22,7 @@ from ..protocols import (
     WeightDecomposition,
 )
 from ..unfolding import unfold
+from .regression import RegressionFactorization
 from .svd import SVD, MatrixFactorization, fold_output
 
 # Turns of improving two bases, and what a further one has to gain of what is lost.
@@ -187,9 +188,18 @@ class Tucker(WeightDecomposition):
     def factorize(
         self, weight: Tensor, metric: Metric | None = None, asked: Collection[int] = ()
     ) -> Factorization:
+        if metric is not None and prod(weight.shape[2:]) == 1:
+            return RegressionFactorization(weight, "output", fold_output, self.scheme, metric)
         if metric is None and prod(weight.shape[2:]) > 1:
             return TuckerFactorization(weight, self.scheme, improved=True)
         return super().factorize(weight, metric, asked)
+
+    def factorize_at(
+        self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
+    ) -> Factorization:
+        if isinstance(rank, int):
+            return self.factorize(weight, metric)
+        return super().factorize_at(weight, metric, rank, known)
 
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         if prod(shape[2:]) == 1:
