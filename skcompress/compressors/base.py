@@ -31,7 +31,6 @@ from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
 from ..network.batches import device_of
 from ..network.normalization import fold, foldable_norms
-from ..network.observing import observer
 from ..network.structure import Structure
 from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
@@ -138,8 +137,8 @@ class FactorizingCompressor(FactorizingSettings):
                 for site in selection.sites
             ]
         require_support(type(self).__name__, selection.sites, offers, method.decompositions)
-        whole = model if given is None else given.model
-        n_whole = _of_model(method.cost, whole, given)
+        whole, cost = (model if given is None else given.model), method.cost
+        n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
 
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
             layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
@@ -350,12 +349,3 @@ def _folded_row(model: nn.Module, layer: str, name: str) -> LayerPlan:
     size = sum(p.numel() for p in norm.parameters())
     shape = tuple(next(iter(norm.buffers())).shape)
     return LayerPlan(name, type(norm).__name__, shape, size, 0, reason=f"folded into {layer}")
-
-
-def _of_model(cost: Cost, model: nn.Module, given: Calibration | None) -> float:
-    """Cost of the whole network, in one forward of the first batch where that matters."""
-    if not cost.needs_inputs:
-        return cost.of_model(model, (), {})
-    assert given is not None
-    batch = next(iter(given.batches))
-    return cost.of_model(observer(model), batch.args, batch.kwargs)

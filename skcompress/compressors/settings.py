@@ -52,7 +52,8 @@ SETTINGS = """
         With the sequential reconstruction: fit the weights that stay dense as well.
     recalibrate_norm : bool or "auto", default="auto"
         With data: estimate mean and variance of batch normalisations anew, from what the
-        compressed network gives them. ``"auto"``: where the outputs come closer by it.
+        compressed network gives them. ``"auto"``: where there are 64 samples or more, and the
+        outputs come closer by it.
     fold_norm : bool, default=False
         With data: multiply batch normalisations into the layers whose outputs only they read.
     measure : bool, default=True

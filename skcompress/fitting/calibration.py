@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..linalg import cholesky
 from ..network.batches import Batches, n_samples
+from ..network.observing import observer
 from ..network.structure import Structure, look
 from ..network.weights import Site
-from ..protocols import SecondMoment
+from ..protocols import Cost, SecondMoment
 from ..statistics.collecting import stream
 from ..statistics.gradients import output_moments
 from ..statistics.moments import Statistics
@@ -100,6 +101,13 @@ class Calibration:
         """
         norms = {site.name: self.structure.norm_after(site) for site in self.sites}
         return {s.name: n.name if (n := norms[s.name]) else s.users[0][0] for s in self.sites}
+
+    def cost_of(self, cost: Cost, network: nn.Module) -> float:
+        """Give what a network costs, in one forward of the first batch where that matters."""
+        if not cost.needs_inputs:
+            return cost.of_model(network, (), {})
+        batch = next(iter(self.batches))
+        return cost.of_model(observer(network), batch.args, batch.kwargs)
 
     def with_gradients(self, fisher: bool, verbose: bool | int) -> Calibration:
         """Differentiate what the model says of the data: one backward pass."""
