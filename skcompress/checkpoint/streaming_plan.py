@@ -114,7 +114,7 @@ class Work:
                 made = recipe.without_values(weight)
             else:
                 made = recipe.factors(working_weight(site, self.compressor.device))
-            held = parameters(made, site)
+            held = parameters(made, site, copy=False)
             for module, slot in site.users:
                 factors[module][slot] = held
         return substitute(layers, factors)

@@ -203,10 +203,13 @@ class Fitted:
         return known.anew(working)
 
 
-def parameters(factors: Factors, site: Site) -> Factors:
-    """Give factors as parameters of their own, with the weight's precision and device."""
+def parameters(factors: Factors, site: Site, *, copy: bool = True) -> Factors:
+    """Give factors as parameters, with the weight's precision and device.
+
+    copy : whether they have to be others than the factors, which somebody else holds
+    """
     like, trained = site.slot.read().detach(), site.slot.requires_grad
-    settings: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
+    settings: dict[str, Any] = {"copy": copy, "memory_format": torch.contiguous_format}
     held = factors.holding([nn.Parameter(t.to(like, **settings), trained) for t in factors.stored])
     pivots = tuple(p and replace(p, order=p.order.to(like.device)) for p in held.pivots)
     sparse = held.sparse
