@@ -19,6 +19,7 @@ from ..protocols import Cost, SecondMoment
 from ..statistics.collecting import stream
 from ..statistics.gradients import output_moments
 from ..statistics.moments import Statistics
+from ..statistics.passes import Positions
 from .memo import Recall
 
 # Of a second moment of gradients, in units of the mean of its diagonal.
@@ -45,7 +46,7 @@ class Calibration:
     structure: Structure
     recall: Recall
     memory: float = 2**31
-    max_positions: int | None = None
+    max_positions: Positions = None
     seed: int = 0
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     fisher: bool = False
@@ -59,7 +60,7 @@ class Calibration:
         recall: Recall,
         *,
         memory: float,
-        max_positions: int | None,
+        max_positions: Positions,
         random_state: Any,
     ) -> Calibration:
         """Run the first batch, for what the fit has to know beforehand."""
@@ -89,7 +90,7 @@ class Calibration:
         )  # fmt: skip
 
     @property
-    def draws(self) -> tuple[int | None, int]:
+    def draws(self) -> tuple[Positions, int]:
         """How many positions are drawn, and the seed of the draws; any where all are used."""
         return self.max_positions, 0 if self.max_positions is None else self.seed
 
@@ -137,7 +138,7 @@ def _statistics(
     sites: Sequence[Site],
     model: nn.Module,
     batches: Batches,
-    max_positions: int | None,
+    max_positions: Positions,
     seed: int,
     **aside: Any,
 ) -> Iterator[tuple[Site, Statistics]]:
@@ -152,7 +153,7 @@ def _gradients(
     sites: Sequence[Site],
     batches: Batches,
     memory: float,
-    max_positions: int | None,
+    max_positions: Positions,
     seed: int,
     **aside: Any,
 ) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ..protocols import SecondMoment
 from .backward import Differentiating, score
 from .moments import MomentSum
 from .outputs import Form
-from .passes import GIB, by_module, check_settings, generator, passes
+from .passes import GIB, Positions, by_module, check_settings, generator, passes, positions_of
 
 Watch = Callable[[Tensor], None]
 
@@ -34,7 +34,7 @@ def output_moments(
     likelihood: str = "auto",
     draw: str = "signs",
     memory: float = 2 * GIB,
-    max_positions: int | None = None,
+    max_positions: Positions = None,
     seed: int = 0,
     verbose: bool | int = False,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +103,12 @@ def output_moments(
     visible = [site for site in sites if _visible(site)]
     for part, title in passes("gradients", visible, memory, size):
         sums = {
-            site.name: _GradientSum(site, whole(site), max_positions, generator(seed, site.name))
+            site.name: _GradientSum(
+                site,
+                whole(site),
+                positions_of(max_positions, site.slot),
+                generator(seed, site.name),
+            )
             for site in part
         }
         reducer = _OutputMoments(part, sums, likelihood, draw, generator(seed, _LABELS))

@@ -9,6 +9,7 @@ O(channels^2 K P) rather than O(channels^2 K^2 P).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,12 @@ from ..protocols import Inputs, Patches
 _TAPS = 8
 # Positions that are summed up in float32.
 _PIECE = 4096
+
+
+def by_lags(kernel: Sequence[int]) -> bool:
+    """Whether moments of windows of this shape are summed up by lags."""
+    long = [size for size in kernel if size > 1]
+    return len(long) == 1 and long[0] >= _TAPS
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,11 @@ class Signals:
         if not isinstance(inputs, Patches) or inputs.flip:
             return None
         windows, n = inputs.windows, inputs.n_axes
-        kernel = windows.shape[3 + n :]
-        long = [axis for axis, size in enumerate(kernel) if size > 1]
-        if len(long) != 1 or kernel[long[0]] < _TAPS:
+        kernel = list(windows.shape[3 + n :])
+        if not by_lags(kernel):
             return None
-        axis, taps = 3 + long[0], kernel[long[0]]
+        taps = max(kernel)
+        axis = 3 + kernel.index(taps)
         stride, reach = windows.stride(axis), windows.stride(axis + n)
         if windows.shape[axis] < 2 or not stride or reach % stride:
             return None
