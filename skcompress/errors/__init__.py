@@ -41,6 +41,7 @@ from .models import (
     NonFiniteWeightError,
     PatternTypeError,
     PlanMismatchError,
+    ResizeError,
     SelectionError,
 )
 from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
@@ -159,6 +160,7 @@ __all__ = [
     "PluginTypeError",
     "ProximalError",
     "RegularizerValueError",
+    "ResizeError",
     "SampleWeightError",
     "SaveError",
     "ScheduleError",

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from ..errors import ResizeError
 from ..protocols import Factorized
 from .narrowed import wide_shapes
 from .tied_names import rename_ties
@@ -23,6 +25,7 @@ def settle(model: nn.Module, result: nn.Module) -> None:
     for module in result.modules():
         if is_pretrained(module):
             _say_who_saves(module)
+            _refuse_resizing(module)
 
 
 def is_pretrained(module: Any) -> bool:
@@ -43,3 +46,32 @@ def _say_who_saves(model: Any) -> None:
         quantizer.remove_quantization_config(model)
         vars(model).pop("is_quantized", None)
         vars(model).pop("_weight_conversions", None)
+
+
+class _NoResizing:
+    """In place of `resize_token_embeddings`, which would resize one of two layers, then fail."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        raise ResizeError(self.names)
+
+
+def _refuse_resizing(model: Any) -> None:
+    resized = [_given(model.get_input_embeddings), _given(model.get_output_embeddings)]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Factorized) and any(module is layer for layer in resized)
+    ]
+    vars(model).pop("resize_token_embeddings", None)
+    if names:
+        model.resize_token_embeddings = _NoResizing(names)
+
+
+def _given(getter: Callable[[], Any]) -> Any:
+    try:
+        return getter()
+    except (NotImplementedError, AttributeError):  # no text goes into such a model, or out of it
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,10 @@ from skcompress import (
     SVDCompressor,
     load,
     save,
+    to_plain,
 )
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
-from skcompress.errors import ArchitectureError, CheckpointFileError
+from skcompress.errors import ArchitectureError, CheckpointFileError, ResizeError
 
 transformers.logging.set_verbosity_error()
 
@@ -292,10 +294,47 @@ def test_resizing_embeddings_works_or_says_which_cannot_be(tmp_path):
     again = type(model).from_pretrained(tmp_path)
     assert again.lm_head.weight is again.model.embed_tokens.weight
     check_same(again, small)
-    factorised = SVDCompressor(2).fit_transform(model)
-    with pytest.raises(TypeError, match="FactorizedEmbedding"):
-        factorised.resize_token_embeddings(64)
-    assert factorised.config.vocab_size == WIDTH["vocab_size"]
+    for dense in ([], ["model.embed_tokens"]):
+        network_of_two, _ = network("llama")
+        factorised = SVDCompressor(1, exclude=dense).fit_transform(network_of_two)
+        with pytest.raises(ResizeError, match="lm_head"):
+            factorised.resize_token_embeddings(64)
+        assert factorised.config.vocab_size == WIDTH["vocab_size"]
+        assert factorised.get_input_embeddings().num_embeddings == WIDTH["vocab_size"]
+        factorised.dequantize().resize_token_embeddings(64)
+
+
+def test_other_ways_to_load(tmp_path):
+    model, inputs = network("tied llama")
+    small = SVDCompressor(0.6).fit_transform(model)
+    small.save_pretrained(tmp_path)
+    cls, expected = type(model), outputs(small, inputs)
+    first = cls.from_pretrained(tmp_path, device_map="cpu")
+    assert torch.equal(outputs(first, inputs), expected)
+    further = cls.from_pretrained(tmp_path, config=first.config)
+    assert torch.equal(outputs(further, inputs), expected)
+    given = cls.from_pretrained(None, config=first.config, state_dict=small.state_dict())
+    assert torch.equal(outputs(given, inputs), expected)
+    assert cls.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(outputs(pickle.loads(pickle.dumps(first)), inputs), expected)
+    plain = to_plain(first)
+    assert torch.equal(outputs(plain, inputs), expected)
+    assert b"skcompress." not in pickle.dumps(plain)
+
+
+def test_parts_of_a_layer_on_disk(tmp_path):
+    model, inputs = network("llama")
+    small = SVDCompressor(0.6).fit_transform(model)
+    small.save_pretrained(tmp_path / "small")
+    places = {"model.layers.0": "disk", "model.layers.1": "cpu", "model.embed_tokens": "cpu",
+              "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    again = type(model).from_pretrained(
+        tmp_path / "small", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, outputs(small, inputs))
+    again.save_pretrained(tmp_path / "again")
+    check_same(type(model).from_pretrained(tmp_path / "again"), small)
 
 
 @pytest.mark.parametrize("family", ["tied llama", "mixtral"])

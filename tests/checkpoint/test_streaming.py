@@ -18,6 +18,7 @@ from skcompress import (
     SVDCompressor,
     TuckerCompressor,
     compress_checkpoint,
+    load,
 )
 from skcompress.checkpoint.streaming import estimate_checkpoint
 from skcompress.checkpoint.streaming_layers import OTHER_FORM
@@ -83,6 +84,7 @@ def test_models_of_transformers(name, dtype, tmp_path):
     again, loading = type(model).from_pretrained(destination, output_loading_info=True)
     assert not any(loading.values())
     check_same(destination, again)
+    check_same(destination, load(destination, lambda: ARCHITECTURES[name]()[0]))
     assert [type(m) for m in again.modules()] == [
         type(m) for m in compressor.transform(model).modules()
     ]

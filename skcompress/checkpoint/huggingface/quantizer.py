@@ -47,6 +47,10 @@ class CompressedConfig(QuantizationConfigMixin):
         self.version = version
         self.structure = structure
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Answer as the dictionary in a file does: `from_pretrained(config=model.config)` asks."""
+        return getattr(self, key, default)
+
 
 class CompressedQuantizer(HfQuantizer):
     """Writes the structure into the configuration, and builds it again from there."""
@@ -132,7 +136,9 @@ class CompressedQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        vars(model).update(vars(densify(model)))
+        dense = vars(densify(model))
+        vars(model).clear()
+        vars(model).update(dense)
         return model if dtype is None else model.to(dtype)
 
 
