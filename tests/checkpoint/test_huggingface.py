@@ -18,6 +18,7 @@ from models import seeded
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import skcompress
 from skcompress import (
     LowRankCompressor,
     MagnitudePruner,
@@ -210,6 +211,20 @@ def test_another_head_on_the_base_model(tmp_path):
         check_same(again.base_model, small.base_model)
 
 
+def test_classes_without_a_base_model_in_common(tmp_path):
+    model, _ = network("t5")
+    small = SVDCompressor(0.6).fit_transform(model)
+    small.save_pretrained(tmp_path)
+    wanted = small.state_dict()
+    for cls in (transformers.T5Model, transformers.T5EncoderModel):
+        found = cls.from_pretrained(tmp_path).state_dict()
+        assert any(name.endswith(".1.weight") for name in found)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    wanted = transformers.T5Model.from_pretrained(tmp_path)
+    wanted.save_pretrained(tmp_path / "base")
+    check_same(transformers.AutoModel.from_pretrained(tmp_path / "base"), wanted)
+
+
 def test_tied_to_a_head_that_was_not_saved(tmp_path):
     """The head would be the factors of the embedding, the other way round: nothing says so."""
     model, _ = network("tied llama")
@@ -388,6 +403,29 @@ def test_files_that_lack_or_forge_something(tmp_path):
     config.write_text(json.dumps({**said, "num_hidden_layers": 1}))
     with pytest.raises(ArchitectureError, match=r"layers\.1"):
         type(model).from_pretrained(tmp_path)
+
+
+def test_importing_skcompress_waits_for_transformers():
+    script = """
+import importlib, sys
+import skcompress
+importlib.reload(skcompress)
+names = [type(finder).__name__ for finder in sys.meta_path]
+assert names.count("_OnceTransformersIsImported") == 1, names
+assert "transformers" not in sys.modules
+assert not [name for name in sys.modules if name.startswith("skcompress.")]
+import transformers.quantizers.auto as auto
+assert "skcompress" in auto.AUTO_QUANTIZER_MAPPING
+assert "_OnceTransformersIsImported" not in [type(finder).__name__ for finder in sys.meta_path]
+"""
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_transformers_that_is_another_one_is_imported_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skcompress.checkpoint.huggingface.quantizer", None)
+    with pytest.warns(UserWarning, match="skcompress.save and load do"):
+        skcompress._register()
 
 
 def test_from_pretrained_compresses_nothing(tmp_path):

@@ -59,7 +59,8 @@ def checked_structure(structure: Any) -> dict[str, Any]:
 def relocated(structure: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Give the structure in the names of `model`, of the same or another class of the family."""
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    renamed = _renaming(str(structure["base"]), base_of(model), known)
+    alike = structure.get("model") == type(model).__name__
+    renamed = _renaming(str(structure["base"]), base_of(model), known, alike)
 
     def of(names: Iterable[str], layer: Callable[[str], str]) -> dict[str, str]:
         pairs = ((name, renamed(name, layer(name))) for name in names)
@@ -93,15 +94,20 @@ def _itself(name: str) -> str:
     return name
 
 
-def _renaming(old: str, new: str, known: set[str]) -> Callable[[str, str], str | None]:
-    """Give the function that knows a name in the model, None for what belongs to another head."""
+def _renaming(old: str, new: str, known: set[str], alike: bool) -> Callable[[str, str], str | None]:
+    """Give the function that knows a name in the model, None for what belongs to another head.
+
+    old, new : places of the base model; known : names of the model's layers; alike : whether the
+    model is of the class that was saved, and has to have all of it
+    """
 
     def renamed(name: str, layer: str) -> str | None:
-        in_base = not old or name == old or name.startswith(f"{old}.")
-        if in_base:
-            inner = name[len(old) :].lstrip(".") if old else name
-            return f"{new}.{inner}".strip(".")
-        return name if layer in known else None
+        if old and not name.startswith(f"{old}."):
+            return name if layer in known else None
+        if not old and not new:  # T5 for one, whose classes have no base model in common
+            return name if alike or layer in known else None
+        inner = name[len(old) :].lstrip(".") if old else name
+        return f"{new}.{inner}".strip(".")
 
     return renamed
 
