@@ -22,7 +22,12 @@ METHOD = "skcompress"
 def settle(model: nn.Module, result: nn.Module) -> None:
     """Bring what `result`, a copy of `model` with other layers, knows of itself up to date."""
     rename_ties(model, result)
-    for module in result.modules():
+    let_save(result)
+
+
+def let_save(model: nn.Module) -> None:
+    """Let every model of transformers within a model save itself as it is now, in place."""
+    for module in model.modules():
         if is_pretrained(module):
             _say_who_saves(module)
             _refuse_resizing(module)

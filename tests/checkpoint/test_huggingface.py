@@ -30,6 +30,7 @@ from skcompress import (
 )
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.errors import ArchitectureError, CheckpointFileError, ResizeError
+from skcompress.layers.narrowed import note_shapes
 
 transformers.logging.set_verbosity_error()
 
@@ -371,6 +372,26 @@ def test_save_and_load_use_the_same_folder(family, tmp_path):
     for wrong in (nn.Linear(2, 2), other, network("bert")[0]):
         with pytest.raises((ArchitectureError, CheckpointFileError)):
             load(tmp_path / "small", wrong)
+
+
+def test_channels_that_were_taken_out(tmp_path):
+    model, inputs = network("llama")
+    small = copy.deepcopy(model)
+    for block in small.model.layers:
+        for layer, axis in (
+            (block.mlp.gate_proj, 0),
+            (block.mlp.up_proj, 0),
+            (block.mlp.down_proj, 1),
+        ):
+            note_shapes(layer)
+            layer.weight = nn.Parameter(layer.weight.detach().narrow(axis, 0, 40).contiguous())
+            setattr(layer, ("out_features", "in_features")[axis], 40)
+    save(small, tmp_path)
+    for again in (type(model).from_pretrained(tmp_path), load(tmp_path, model)):
+        check_same(again, small)
+        assert torch.equal(outputs(again, inputs), outputs(small, inputs))
+    again.save_pretrained(tmp_path / "again")
+    check_same(type(model).from_pretrained(tmp_path / "again"), small)
 
 
 def test_files_that_lack_or_forge_something(tmp_path):

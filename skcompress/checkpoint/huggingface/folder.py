@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ArchitectureError, CheckpointFileError
-from ...layers.pretrained import METHOD, is_pretrained
+from ...layers.pretrained import METHOD, is_pretrained, let_save
 from ..contents import named_tensors
 from ..reading import FORGED, Description
 from ..rebuilding import restructured
@@ -23,6 +23,7 @@ _DENSE = {"base": "", "stand_ins": {}, "layers": {}, "ties": {}, "frozen": [], "
 
 def write_pretrained(model: Any, path: Path, shard_bytes: int) -> None:
     """Let a model write its folder beside the place, and put it there; other files stay in it."""
+    let_save(model)  # channels may have gone without a copy being made
     place = Workplace(path)
     with place.alone():
         journal = place.begin({"source": None}, overwrite=True, restart=True)
