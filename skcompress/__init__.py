@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -147,18 +146,19 @@ def __dir__() -> list[str]:
 _QUANTIZERS = "transformers.quantizers.auto"
 
 
-class _OnceTransformersIsImported:
+class _WhenTransformersIsImported:
     """Lets `save_pretrained` and `from_pretrained` know compressed models.
 
     Transformers has no entry points, and importing skcompress does not import it: this stands among
-    the finders of modules until somebody does.
+    the finders of modules and waits for somebody who does.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != _QUANTIZERS:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = find_spec(name)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((found for found in specs if found is not None), None)
         loader: Any = spec and spec.loader
         if loader is not None:
             execute = loader.exec_module
@@ -176,7 +176,7 @@ def _register() -> None:
         import_module(".checkpoint.huggingface.quantizer", __name__).register()
     except Exception as cause:  # of a version of transformers that works otherwise
         warnings.warn(
-            "transformers will not save and load models that skcompress made "
+            "save_pretrained and from_pretrained of this version will not do for compressed models "
             f"({type(cause).__name__}: {cause}); skcompress.save and load do",
             stacklevel=2,
         )
@@ -184,6 +184,6 @@ def _register() -> None:
 
 if _QUANTIZERS in sys.modules:
     _register()
-elif not any(type(finder).__name__ == _OnceTransformersIsImported.__name__
+elif not any(type(finder).__name__ == _WhenTransformersIsImported.__name__
              for finder in sys.meta_path):  # fmt: skip
-    sys.meta_path.insert(0, _OnceTransformersIsImported())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _WhenTransformersIsImported())  # type: ignore[arg-type]

@@ -34,9 +34,14 @@ def let_save(model: nn.Module) -> None:
 
 
 def is_pretrained(module: Any) -> bool:
-    """Whether a module is a model of transformers; where nobody imported it, none can be."""
+    """Whether a module is a model of transformers, of a version that can save compressed ones."""
     cls = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
-    return cls is not None and isinstance(module, cls)
+    # Where nobody imported transformers, no module can be one of its models.
+    return cls is not None and isinstance(module, cls) and METHOD in _auto().AUTO_QUANTIZER_MAPPING
+
+
+def _auto() -> Any:
+    return sys.modules["transformers.quantizers.auto"]
 
 
 def _say_who_saves(model: Any) -> None:
@@ -44,9 +49,8 @@ def _say_who_saves(model: Any) -> None:
     if quantizer is not None and quantizer.quantization_config.quant_method != METHOD:
         return
     if any(isinstance(part, Factorized) or wide_shapes(part) for part in model.modules()):
-        auto = sys.modules["transformers.quantizers.auto"]
-        config = auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD]()
-        model.hf_quantizer = auto.AUTO_QUANTIZER_MAPPING[METHOD](config)
+        config = _auto().AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD]()
+        model.hf_quantizer = _auto().AUTO_QUANTIZER_MAPPING[METHOD](config)
     elif quantizer is not None:
         quantizer.remove_quantization_config(model)
         vars(model).pop("is_quantized", None)
