@@ -31,6 +31,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    DamageWarning,
     HugeWeightError,
     InverseError,
     MetaWeightError,
@@ -119,6 +120,7 @@ __all__ = [
     "ConstraintError",
     "CriterionScoreError",
     "CriterionValueError",
+    "DamageWarning",
     "DataTypeError",
     "DenseScoreError",
     "EmptyDataError",
