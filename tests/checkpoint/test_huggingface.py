@@ -227,6 +227,28 @@ def test_classes_without_a_base_model_in_common(tmp_path):
     check_same(transformers.AutoModel.from_pretrained(tmp_path / "base"), wanted)
 
 
+def test_layers_that_another_class_has_not(tmp_path):
+    """The pooler of a base model: of no use to the head that predicts masked words."""
+    config = transformers.BertConfig(**WIDTH, max_position_embeddings=16)
+    model = seeded(lambda: transformers.BertModel(config)).requires_grad_(False).eval()
+    small = SVDCompressor(1).fit_transform(model)
+    assert small.pooler.dense.kind == "linear"
+    small.save_pretrained(tmp_path)
+    check_same(transformers.AutoModel.from_pretrained(tmp_path), small)
+    with pytest.raises(ArchitectureError, match="tied"):
+        transformers.BertForMaskedLM.from_pretrained(tmp_path)
+    again = transformers.BertForTokenClassification.from_pretrained(tmp_path)
+    wanted = small.state_dict()
+    assert all(torch.equal(t, wanted[n]) for n, t in again.bert.state_dict().items())
+
+
+def test_another_folder_with_a_configuration(tmp_path):
+    small = SVDCompressor(2).fit_transform(nn.Sequential(nn.Linear(20, 20)))
+    (tmp_path / "config.json").write_text("{}")
+    save(small, tmp_path)
+    check_same(load(tmp_path, lambda: nn.Sequential(nn.Linear(20, 20))), small)
+
+
 def test_tied_to_a_head_that_was_not_saved(tmp_path):
     """The head would be the factors of the embedding, the other way round: nothing says so."""
     model, _ = network("tied llama")

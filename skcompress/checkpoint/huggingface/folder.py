@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import ArchitectureError, CheckpointFileError
 from ...layers.pretrained import METHOD, is_pretrained, let_save
 from ..contents import named_tensors
+from ..files import INDEX, PREFIX
 from ..reading import FORGED, Description
 from ..rebuilding import restructured
 from ..streaming_journal import Workplace
@@ -40,8 +41,10 @@ def _has_weights(file: Path) -> bool:
 
 
 def is_pretrained_folder(path: Path) -> bool:
-    """Whether a model of transformers was saved there."""
-    return (path / CONFIG).is_file()
+    """Whether a model of transformers was saved there, and no other one by `save` since."""
+    index = path / INDEX
+    ours = index.is_file() and f'"{PREFIX}version"'.encode() in index.read_bytes()
+    return (path / CONFIG).is_file() and not ours
 
 
 def load_pretrained(path: Path, skeleton: Any) -> nn.Module:

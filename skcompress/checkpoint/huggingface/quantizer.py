@@ -145,9 +145,12 @@ class CompressedQuantizer(HfQuantizer):
 def _check_ties(model: Any, result: Any) -> None:
     """Refuse a model in which a layer is tied to one that has been replaced without it."""
     tied = result.all_tied_weights_keys
+    kept = dict(result.named_parameters(remove_duplicate=False))
     for target, source in model.all_tied_weights_keys.items():
         layer = target.rpartition(".")[0]
-        if not any(name == target or name.startswith(f"{layer}.") for name in tied):
+        if target not in tied and (
+            target in kept or not any(n.startswith(f"{layer}.") for n in tied)
+        ):
             raise ArchitectureError(target, "absent", f"tied to {source!r}, which is compressed")
 
 

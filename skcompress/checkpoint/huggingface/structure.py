@@ -7,7 +7,6 @@ in it then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,59 +56,44 @@ def checked_structure(structure: Any) -> dict[str, Any]:
 
 
 def relocated(structure: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Give the structure in the names of `model`, of the same or another class of the family."""
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    alike = structure.get("model") == type(model).__name__
-    renamed = _renaming(str(structure["base"]), base_of(model), known, alike)
+    """Give the structure in the names of `model`, of the same or another class of the family.
 
-    def of(names: Iterable[str], layer: Callable[[str], str]) -> dict[str, str]:
-        pairs = ((name, renamed(name, layer(name))) for name in names)
-        return {name: new for name, new in pairs if new is not None}
-
-    layers = {
-        key: {new: structure[key][name] for name, new in of(structure[key], _itself).items()}
-        for key in ("stand_ins", "layers")
-    }
-    inside = sorted(structure["stand_ins"], key=len)
-
-    def layer_of(tensor: str) -> str:
-        found = (name for name in inside if tensor.startswith(f"{name}."))
-        return next(found, tensor.rpartition(".")[0])
-
-    ties = structure["ties"]
-    places = of({*ties, *ties.values(), *structure["frozen"], *structure["unsaved"]}, layer_of)
-    for name, source in ties.items():
-        if name in places and source not in places:
-            raise ArchitectureError(places[name], f"stored as {source!r}", "without that")
-    return {
-        **structure,
-        **layers,
-        "ties": {places[name]: places[ties[name]] for name in ties if name in places},
-        "frozen": [places[name] for name in structure["frozen"] if name in places],
-        "unsaved": {places[n]: d for n, d in structure["unsaved"].items() if n in places},
-    }
-
-
-def _itself(name: str) -> str:
-    return name
-
-
-def _renaming(old: str, new: str, known: set[str], alike: bool) -> Callable[[str, str], str | None]:
-    """Give the function that knows a name in the model, None for what belongs to another head.
-
-    old, new : places of the base model; known : names of the model's layers; alike : whether the
-    model is of the class that was saved, and has to have all of it
+    What another class has no layer for is left out, as transformers leaves out its numbers; the
+    same class has to have all of it.
     """
+    old, new = str(structure["base"]), base_of(model)
+    alike = structure.get("model") == type(model).__name__
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    stand_ins = list(structure["stand_ins"])
 
-    def renamed(name: str, layer: str) -> str | None:
-        if old and not name.startswith(f"{old}."):
-            return name if layer in known else None
-        if not old and not new:  # T5 for one, whose classes have no base model in common
-            return name if alike or layer in known else None
-        inner = name[len(old) :].lstrip(".") if old else name
+    def moved(name: str) -> str:
+        if old == new or (old and not name.startswith(f"{old}.")):
+            return name
+        inner = name[len(old) :].lstrip(".")
         return f"{new}.{inner}".strip(".")
 
-    return renamed
+    def layer_of(tensor: str) -> str:
+        found = (layer for layer in stand_ins if tensor.startswith(f"{layer}."))
+        return next(found, tensor.rpartition(".")[0])
+
+    def here(layer: str) -> bool:
+        return alike or moved(layer) in known
+
+    def layers(key: str) -> dict[str, Any]:
+        return {moved(name): notes for name, notes in structure[key].items() if here(name)}
+
+    ties = {name: first for name, first in structure["ties"].items() if here(layer_of(name))}
+    for name, first in ties.items():
+        if not here(layer_of(first)):
+            raise ArchitectureError(moved(name), f"stored as {first!r}", "without that")
+    return {
+        **structure,
+        "stand_ins": layers("stand_ins"),
+        "layers": layers("layers"),
+        "ties": {moved(name): moved(first) for name, first in ties.items()},
+        "frozen": [moved(name) for name in structure["frozen"] if here(layer_of(name))],
+        "unsaved": {moved(n): d for n, d in structure["unsaved"].items() if here(layer_of(n))},
+    }
 
 
 def markers(structure: dict[str, Any]) -> dict[str, Tensor]:
