@@ -112,6 +112,7 @@ __all__ = [
     "foldable_norms",
     "kind_of",
     "least_squares",
+    "let_save",
     "matches",
     "n_samples",
     "note_number",
