@@ -148,7 +148,10 @@ def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 def _norms(matrix: Tensor, dim: int) -> Tensor:
     """Norms in float64: squares of huge and of tiny values leave the range of float32."""
-    return torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64)
+    # In pieces, of which torch makes copies.
+    parts = matrix.split(_CHUNK, dim)
+    squares = [torch.linalg.vector_norm(p, dim=dim, dtype=torch.float64).square() for p in parts]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def right_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,6 +196,7 @@ class Report:
     measured : relative errors of outputs by the name of the weight
     zeros : of the whole model, where weights were pruned; "nonzeros" and "zeros" of a row are
         those of its weight afterwards
+    folded : normalisations that were multiplied into the layers before them, a row each
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class Report:
         divergence: float | None = None,
         measured: Mapping[str, float] | None = None,
         zeros: Zeros | None = None,
+        folded: tuple[LayerPlan, ...] = (),
     ):
         self.plan = plan
         self.n_parameters_in = n_in
@@ -218,6 +220,7 @@ class Report:
         self.divergence = divergence
         self.measured = dict(measured or {})
         self.zeros = zeros
+        self.folded = folded
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per weight, values unformatted."""
@@ -237,7 +240,7 @@ class Report:
                 "measured": self.measured.get(layer.name),
                 "note": layer.reason or _sharing(layer),
             }
-            for layer in self.plan
+            for layer in (*self.plan, *self.folded)
         ]
 
     def to_pandas(self) -> Any:

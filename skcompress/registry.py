@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "allocations": (protocols.Allocation, protocols.SparsityAllocation),
     "regularizers": (protocols.Regularizer,),
     "criteria": (protocols.Criterion, protocols.DataCriterion),
+    "channel_criteria": (protocols.ChannelCriterion,),
     "objectives": (protocols.Objective,),
     "compressors": (protocols.Compressor,),
     "costs": (protocols.Cost,),

@@ -114,8 +114,9 @@ class Work:
                 made = recipe.without_values(weight)
             else:
                 made = recipe.factors(working_weight(site, self.compressor.device))
+            held = parameters(made, site, copy=False)
             for module, slot in site.users:
-                factors[module][slot] = parameters(made, site)
+                factors[module][slot] = held
         return substitute(layers, factors)
 
     def _way(self, scheme: str) -> tuple[Decomposition, Storage]:

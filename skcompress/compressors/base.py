@@ -31,11 +31,10 @@ from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
 from ..network.batches import device_of
 from ..network.normalization import fold, foldable_norms
-from ..network.observing import observer
 from ..network.structure import Structure
 from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
-from ..plan import Report
+from ..plan import LayerPlan, Report
 from ..protocols import Allocation, Cost, Decomposition, Storage
 from .checks import (
     check_device,
@@ -138,8 +137,8 @@ class FactorizingCompressor(FactorizingSettings):
                 for site in selection.sites
             ]
         require_support(type(self).__name__, selection.sites, offers, method.decompositions)
-        whole = model if given is None else given.model
-        n_whole = _of_model(method.cost, whole, given)
+        whole, cost = (model if given is None else given.model), method.cost
+        n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
 
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
             layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
@@ -163,7 +162,8 @@ class FactorizingCompressor(FactorizingSettings):
         else:
             outcome = self._closest(fitted, found, given, steps)
         self.n_parameters_in_ = n_in
-        self._learn(outcome, offers, count_parameters(whole), (method.cost, n_whole), steps)
+        norms = [_folded_row(model, *pair) for pair in folded.items()]
+        self._learn(outcome, offers, norms, count_parameters(whole), (method.cost, n_whole), steps)
         return outcome.network
 
     def _checked(self, model: nn.Module) -> Method:
@@ -290,6 +290,7 @@ class FactorizingCompressor(FactorizingSettings):
         self,
         outcome: Outcome,
         offers: Sequence[WeightOffers],
+        norms: Sequence[LayerPlan],
         n_whole: int,
         budget: tuple[Cost, float],
         steps: Steps,
@@ -318,6 +319,7 @@ class FactorizingCompressor(FactorizingSettings):
             steps=tuple(steps.done),
             divergence=outcome.divergence,
             measured=outcome.errors,
+            folded=tuple(norms),
         )
 
     def _fingerprint(self, site: Site) -> Fingerprint:
@@ -341,10 +343,9 @@ def _folded(given: Calibration) -> tuple[Calibration, dict[str, str]]:
     return replace(given, model=fold(given.model, folded), structure=structure), folded
 
 
-def _of_model(cost: Cost, model: nn.Module, given: Calibration | None) -> float:
-    """Cost of the whole network, in one forward of the first batch where that matters."""
-    if not cost.needs_inputs:
-        return cost.of_model(model, (), {})
-    assert given is not None
-    batch = next(iter(given.batches))
-    return cost.of_model(observer(model), batch.args, batch.kwargs)
+def _folded_row(model: nn.Module, layer: str, name: str) -> LayerPlan:
+    """What the report says of a normalisation that is no layer any more."""
+    norm = model.get_submodule(name)
+    size = sum(p.numel() for p in norm.parameters())
+    shape = tuple(next(iter(norm.buffers())).shape)
+    return LayerPlan(name, type(norm).__name__, shape, size, 0, reason=f"folded into {layer}")

@@ -35,7 +35,7 @@ class _Share(Interval):
     """Any real number in (0, 1], a `Fraction` among them, which scikit-learn's cannot ask for."""
 
     def is_satisfied_by(self, val: Any) -> bool:
-        return isinstance(val, Real) and 0 < val <= 1
+        return isinstance(val, Real) and 0 < float(val) <= 1
 
 
 RANKS: list[Any] = [

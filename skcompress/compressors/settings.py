@@ -52,7 +52,8 @@ SETTINGS = """
         With the sequential reconstruction: fit the weights that stay dense as well.
     recalibrate_norm : bool or "auto", default="auto"
         With data: estimate mean and variance of batch normalisations anew, from what the
-        compressed network gives them. ``"auto"``: where the outputs come closer by it.
+        compressed network gives them. ``"auto"``: where there are 64 samples or more, and the
+        outputs come closer by it.
     fold_norm : bool, default=False
         With data: multiply batch normalisations into the layers whose outputs only they read.
     measure : bool, default=True
@@ -64,9 +65,11 @@ SETTINGS = """
         How much samples count by their labels, as scikit-learn has it; for data with labels.
     calibration_memory : float, default=2 GiB
         Bytes for the statistics of one pass over the data. With less there are more passes.
-    max_positions : int or None, default=None
+    max_positions : int, "auto" or None, default="auto"
         How many positions of one call of a layer (pixels of all images, tokens of all
-        sequences) are used at most, drawn with `random_state`; None for all.
+        sequences) are used at most, drawn with `random_state`; None for all. ``"auto"``: 2048, or
+        eight times as many as the weight has inputs where these are more; all of long kernels along
+        one axis. Half the time of a convolutional network, at no loss seen.
     layers, exclude : name, glob pattern, module type, or several of these
         What to keep to (None: everything) and what to leave alone. A container's name
         stands for all that is inside it.
@@ -120,7 +123,7 @@ class FactorizingSettings(Compressor):
     measure: bool = True
     class_weight: Any = None
     calibration_memory: float = 2**31
-    max_positions: int | None = None
+    max_positions: Any = "auto"
     layers: Any = None
     exclude: Any = ()
     device: Any = None
@@ -143,7 +146,7 @@ class FactorizingSettings(Compressor):
         "measure": ["boolean"],
         "class_weight": [None, dict, StrOptions({"balanced"})],
         "calibration_memory": [Interval(Real, 0, None, closed="neither")],
-        "max_positions": [None, Interval(Integral, 1, None, closed="left")],
+        "max_positions": [None, StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "layers": PATTERNS,
         "exclude": PATTERNS,
         "device": [None, str, torch.device],

@@ -37,7 +37,8 @@ class RegressionFactorization(Factorization):
     """Factors of one weight in the metric of its inputs, at every rank that saves numbers.
 
     unfolding : which matrix; fold : gives the factors of (rows, r) and (r, columns);
-    scheme : the name that the report shows; every_rank : also ranks that save nothing.
+    scheme : the name that the report shows; every_rank : also ranks that save nothing;
+    only : the largest rank that is asked for
     """
 
     def __init__(
@@ -48,22 +49,26 @@ class RegressionFactorization(Factorization):
         scheme: str,
         metric: Metric,
         every_rank: bool = False,
+        only: int | None = None,
     ):
         out = weight.shape[0]
         rows, columns = unfold(weight, unfolding).shape
         places = rows // out
         inputs, cross = metric.inputs, metric.seen(metric.cross)
+        regression = inputs.solve(cross)
         if places > 1:
             # Inputs in the order (places, columns): places are what of the kernel is in the rows.
             numbers = torch.arange(weight[0].numel(), device=weight.device)
             order = unfold(numbers.reshape(1, *weight.shape[1:]), unfolding).flatten()
-            inputs, cross = inputs.of(order), cross[:, order]
+            inputs, cross, regression = inputs.of(order), cross[:, order], regression[:, order]
         of_columns = inputs.mean_of_blocks(places)
         most = min(rows, columns)
-        if not every_rank:
+        if only is not None:
+            most = only
+        elif not every_rank:
             most = min(most, break_even(rows, columns))
-        regression = inputs.solve(cross).reshape(rows, columns)
-        values, directions = right_directions(of_columns.whiten(regression))
+        white = of_columns.whiten(regression.reshape(rows, columns))
+        values, directions = right_directions(white)
         # Rows of the first factor, at every rank the first so many of them: Z^T L^-1.
         self._right = of_columns.unwhiten(directions[:, :most].mT)
         told = torch.einsum("rc,okc->rko", self._right, cross.reshape(out, places, columns))

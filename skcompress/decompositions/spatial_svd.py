@@ -46,6 +46,13 @@ class SpatialSVD(Decomposition):
             return MatrixFactorization(weight, "spatial", fold_spatial, self.scheme)
         return RegressionFactorization(weight, "spatial", fold_spatial, self.scheme, metric)
 
+    def factorize_at(
+        self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
+    ) -> Factorization:
+        assert isinstance(rank, int)
+        how = ("spatial", fold_spatial, self.scheme)
+        return RegressionFactorization(weight, *how, metric, only=rank)
+
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         assert isinstance(rank, int)
         out, inputs, first, *others = shape

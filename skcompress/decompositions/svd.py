@@ -113,6 +113,13 @@ class SVD(Decomposition):
             return MatrixFactorization(weight, *how, self.every_rank)
         return RegressionFactorization(weight, *how, metric, self.every_rank)
 
+    def factorize_at(
+        self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
+    ) -> Factorization:
+        assert isinstance(rank, int)
+        how = (self.unfolding, self._fold, self.scheme)
+        return RegressionFactorization(weight, *how, metric, only=rank)
+
     @property
     def _fold(self) -> Fold:
         return fold_input if self.unfolding == "input" else fold_output

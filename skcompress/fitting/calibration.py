@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ..linalg import cholesky
 from ..network.batches import Batches, n_samples
+from ..network.observing import observer
 from ..network.structure import Structure, look
 from ..network.weights import Site
-from ..protocols import SecondMoment
+from ..protocols import Cost, SecondMoment
 from ..statistics.collecting import stream
 from ..statistics.gradients import output_moments
 from ..statistics.moments import Statistics
+from ..statistics.passes import Positions
 from .memo import Recall
 
 # Of a second moment of gradients, in units of the mean of its diagonal.
@@ -44,7 +46,7 @@ class Calibration:
     structure: Structure
     recall: Recall
     memory: float = 2**31
-    max_positions: int | None = None
+    max_positions: Positions = None
     seed: int = 0
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     fisher: bool = False
@@ -58,7 +60,7 @@ class Calibration:
         recall: Recall,
         *,
         memory: float,
-        max_positions: int | None,
+        max_positions: Positions,
         random_state: Any,
     ) -> Calibration:
         """Run the first batch, for what the fit has to know beforehand."""
@@ -88,7 +90,7 @@ class Calibration:
         )  # fmt: skip
 
     @property
-    def draws(self) -> tuple[int | None, int]:
+    def draws(self) -> tuple[Positions, int]:
         """How many positions are drawn, and the seed of the draws; any where all are used."""
         return self.max_positions, 0 if self.max_positions is None else self.seed
 
@@ -100,6 +102,13 @@ class Calibration:
         """
         norms = {site.name: self.structure.norm_after(site) for site in self.sites}
         return {s.name: n.name if (n := norms[s.name]) else s.users[0][0] for s in self.sites}
+
+    def cost_of(self, cost: Cost, network: nn.Module) -> float:
+        """Give what a network costs, in one forward of the first batch where that matters."""
+        if not cost.needs_inputs:
+            return cost.of_model(network, (), {})
+        batch = next(iter(self.batches))
+        return cost.of_model(observer(network), batch.args, batch.kwargs)
 
     def with_gradients(self, fisher: bool, verbose: bool | int) -> Calibration:
         """Differentiate what the model says of the data: one backward pass."""
@@ -129,7 +138,7 @@ def _statistics(
     sites: Sequence[Site],
     model: nn.Module,
     batches: Batches,
-    max_positions: int | None,
+    max_positions: Positions,
     seed: int,
     **aside: Any,
 ) -> Iterator[tuple[Site, Statistics]]:
@@ -144,7 +153,7 @@ def _gradients(
     sites: Sequence[Site],
     batches: Batches,
     memory: float,
-    max_positions: int | None,
+    max_positions: Positions,
     seed: int,
     **aside: Any,
 ) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from numbers import Integral
 from typing import Any
@@ -123,28 +124,15 @@ def make_plan(
     reasons: Sequence[str | None],
     decompositions: Sequence[Decomposition],
 ) -> Plan:
-    """One row per weight or untouched module, in the order of the model.
+    """Say of each weight which option it gets.
 
     decompositions : all that competed, for what they say of weights that none of them cuts up
     """
-    rows = {
-        left.name: LayerPlan(
-            left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
-        )
-        for left in selection.left
-    }
+    about: dict[str, dict[str, Any]] = {}
     for site, found, choice, reason in zip(selection.sites, offers, choices, reasons, strict=True):
-        shape, size = site.slot.shape, site.slot.size
-        row: dict[str, Any] = {
-            "name": site.name,
-            "kind": site.kind,
-            "shape": flat_shape(shape),
-            "groups": shape[0],
-            "before": size,
-            "after": size,
-            "reason": found.reason or reason,
-            "shared_with": tuple(module for module, _ in site.users[1:]),
-        }
+        shape = site.slot.shape[1:]
+        row: dict[str, Any] = {"reason": found.reason or reason}
+        about[site.name] = row
         if choice is not None:
             offer = found.offers[choice.curve]
             rank = offer.curve.rank_at(choice.option)
@@ -154,11 +142,36 @@ def make_plan(
                 full_rank=offer.curve.full_rank,
                 after=int(offer.numbers[choice.option]),
                 error=relative_error(offer.curve, choice.option),
-                stages=offer.stages(shape[1:], rank),
+                stages=offer.stages(shape, rank),
             )
         elif not (found.offers or found.reason):
-            row["reason"] = why_unsupported(shape[1:], decompositions)
-        rows[site.name] = LayerPlan(**row)
+            row["reason"] = why_unsupported(shape, decompositions)
+    return plan_of(selection, about)
+
+
+def plan_of(selection: Selection, about: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """One row per weight or untouched module, in the order of the model.
+
+    about : fields of `LayerPlan` by the name of the weight, where they are not those of one that
+        stays as it is
+    """
+    rows = {
+        left.name: LayerPlan(
+            left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
+        )
+        for left in selection.left
+    }
+    for site in selection.sites:
+        row = LayerPlan(
+            site.name,
+            site.kind,
+            flat_shape(site.slot.shape),
+            before=site.slot.size,
+            after=site.slot.size,
+            groups=site.slot.groups,
+            shared_with=tuple(module for module, _ in site.users[1:]),
+        )
+        rows[site.name] = replace(row, **about.get(site.name, {}))
     return Plan(tuple(rows[name] for name in selection.order if name in rows))
 
 

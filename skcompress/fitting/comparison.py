@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from ..network.batches import Batches, n_samples
 from ..network.observing import observe
 from ..statistics.divergence import Divergence
 from ..statistics.layer_errors import LayerErrors
@@ -14,6 +15,9 @@ from ..statistics.norms import estimated, own_statistics
 from .calibration import Calibration
 from .fitted import Fitted, NormStatistics, set_norms
 from .steps import Steps
+
+# From fewer samples, as people give them for their shape, nothing is estimated unasked.
+ENOUGH = 64
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,15 @@ def closest(
     """Give the fit whose outputs on the data are closest to the original's; of equals the first.
 
     recalibrate : whether batch normalisations get statistics of their inputs in the compressed
-        network; "auto": where its outputs come closer by it
+        network; "auto": where there are `ENOUGH` samples, and its outputs come closer by it
     needed : whether outputs that cannot be compared, such as lists of found objects, are an
         error. Otherwise the first fit stays, and nothing is said of its divergence.
     measure : whether outputs are compared where no choice depends on it
     """
     best: Outcome | None = None
     if not own_statistics(calibration.model):
+        recalibrate = False
+    if recalibrate == "auto" and not _enough(calibration.batches):
         recalibrate = False
     compares = measure or needed or recalibrate == "auto"
     for fitted in fits:
@@ -73,11 +79,15 @@ def closest(
     return best if measure else replace(best, divergence=None, errors={})
 
 
+def _enough(data: Batches) -> bool:
+    n = 0
+    return any((n := n + n_samples(batch)) >= ENOUGH for batch in data)
+
+
 def _compared(outcome: Outcome, calibration: Calibration, needed: bool) -> Outcome:
     """Run both networks side by side."""
     assert outcome.network is not None
-    plan, readers = outcome.fitted.plan, calibration.readers
-    readers = {n: module for n, module in readers.items() if plan[n].reason is None}
+    readers = {n: module for n, module in calibration.readers.items() if outcome.fitted.compares(n)}
     divergence, errors = Divergence(needed=needed), LayerErrors(readers.values())
     networks = [calibration.model, outcome.network]
     observe(networks, calibration.batches, divergence, errors, title="compare")

@@ -17,7 +17,7 @@ from ..layers import kind_of, substitute
 from ..layers.chain import empty_factors, merge_stages
 from ..layers.writing import write_weights
 from ..network.normalization import fold
-from ..network.weights import Patterns, Site, check_model, select
+from ..network.weights import Patterns, Selection, Site, check_model, select
 from ..plan import Plan
 from ..protocols import Decomposition, Factors, Rank, Storage
 from ..protocols.product import multiply_out
@@ -147,8 +147,7 @@ class Fitted:
     def edited(self, model: nn.Module) -> nn.Module:
         """Do the same for a model whose normalisations are folded already."""
         selection = select(model, *self.patterns, inside_factors=self.inside_factors)
-        restore_ties(self.plan, selection)
-        compare_to_plan(self.plan, selection)
+        self._check(model, selection)
         factors: dict[str, dict[str, Factors]] = defaultdict(dict)
         dense: dict[str, list[Site]] = defaultdict(list)
         for site in selection.sites:
@@ -174,8 +173,21 @@ class Fitted:
         )
         for name, offset in self.offsets.items():
             add_offset(result.get_submodule, name, offset)
+        self._narrow(result)
         set_norms(result, self.norms)
         return result
+
+    def compares(self, name: str) -> bool:
+        """Whether errors are to be measured of the outputs of the layer with this weight."""
+        return self.plan[name].reason is None
+
+    def _check(self, model: nn.Module, selection: Selection) -> None:
+        """Refuse another model than the plan is for, naming the first difference."""
+        restore_ties(self.plan, selection)
+        compare_to_plan(self.plan, selection)
+
+    def _narrow(self, result: nn.Module) -> None:
+        """Take whole channels out, in place, where a plan says so."""
 
     def _made(self, site: Site) -> Any:
         """What stands for a weight: factors or a weight, as its replacement has it."""
@@ -191,10 +203,13 @@ class Fitted:
         return known.anew(working)
 
 
-def parameters(factors: Factors, site: Site) -> Factors:
-    """Give factors as parameters of their own, with the weight's precision and device."""
+def parameters(factors: Factors, site: Site, *, copy: bool = True) -> Factors:
+    """Give factors as parameters, with the weight's precision and device.
+
+    copy : whether they have to be others than the factors, which somebody else holds
+    """
     like, trained = site.slot.read().detach(), site.slot.requires_grad
-    settings: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
+    settings: dict[str, Any] = {"copy": copy, "memory_format": torch.contiguous_format}
     held = factors.holding([nn.Parameter(t.to(like, **settings), trained) for t in factors.stored])
     pivots = tuple(p and replace(p, order=p.order.to(like.device)) for p in held.pivots)
     sparse = held.sparse

@@ -152,8 +152,8 @@ class FreeRunning:
         """Moments of the original's z with the inputs of a run."""
         n_inputs = joint_weight(z, self._module).shape[1]
         most = -(-STEPS * n_inputs // len(self._batches))
-        if self._max_positions is not None:
-            most = min(most, self._max_positions)
+        if self._max_positions not in (None, "auto"):
+            most = min(most, int(self._max_positions))  # type: ignore[arg-type]
         draws = generator(self._seed, f"{self._name}.{next(iter(z.rows))}".lstrip("."))
         return anchored_together(z, self._module, goals, runs, self._batches, most, draws)
 

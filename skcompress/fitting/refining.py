@@ -19,9 +19,11 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ..protocols import Factors, Metric
+from ..protocols import Factors, Metric, SecondMoment
 from ..protocols.product import multiply_out
 
+# Share of the outputs lost from which on products in float32 serve.
+_MUCH = 1e-2
 # Most of what is to be gained is gained in the first ones.
 ITERATIONS = 30
 
@@ -45,6 +47,10 @@ def refined(factors: Factors, metric: Metric) -> Factors:
         parts = zip(flat.split(numbers), factors.stored, sizes, strict=True)
         return [size * part.reshape(t.shape) for part, t, size in parts]
 
+    # Most of the time goes into products with the moments. Where much is lost they need not be
+    # exact to more digits than the moments of float32 inputs are.
+    inputs = metric.inputs
+
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         """Relative error, and its gradient."""
         # A caller's inference mode would make tensors that nothing can be differentiated by.
@@ -52,21 +58,32 @@ def refined(factors: Factors, metric: Metric) -> Factors:
             variables = torch.tensor(flat, device=start.device).requires_grad_()
             weight = multiply_out(factors.holding(stored(variables))).flatten(1)
             with torch.no_grad():
-                slope = metric.inputs.times(weight) - metric.cross
+                given = inputs.times(weight.to(inputs.diagonal.dtype)).to(weight)
+                slope = given - metric.cross
                 value = ((slope - metric.cross) * metric.weighed(weight)).sum() + metric.energy
                 gradient = metric.weighed(slope) * (2 / energy)
-            (found,) = torch.autograd.grad(weight, variables, gradient)
+            # As a sum: given gradients to start from, torch imports sympy, which takes seconds.
+            (found,) = torch.autograd.grad((weight * gradient).sum(), variables)
         return float(value) / energy, found.cpu().numpy()
 
     # torch's own optimizer imports torch's compiler, which takes seconds.
     limits = {"maxiter": ITERATIONS, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-9}
     first = start.cpu().numpy()
+    before, _ = evaluate(first)
+    if before > _MUCH and _in_range(metric.inputs):
+        inputs = metric.inputs.single()
     done = minimize(evaluate, first, jac=True, method="L-BFGS-B", options=limits)
+    inputs = metric.inputs
     # An error below zero is one of moments that do not belong together, by rounding.
-    if not 0 <= done.fun <= evaluate(first)[0]:
+    if not 0 <= evaluate(done.x)[0] <= before:
         return factors
     found = zip(stored(torch.tensor(done.x, device=start.device)), factors.stored, strict=True)
     return factors.holding([new.to(old.dtype) for new, old in found])
+
+
+def _in_range(inputs: SecondMoment) -> bool:
+    """Whether float32 holds the second moment."""
+    return 1e-25 < float(inputs.diagonal.max()) < 1e25
 
 
 def _is_product_of_matrices(factors: Factors) -> bool:

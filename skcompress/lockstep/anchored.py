@@ -13,12 +13,13 @@ from ..layers import Slot
 from ..precision import full_precision
 from ..protocols import Dense, Inputs, SecondMoment
 from ..protocols.metric import counted
+from ..statistics.lagged import Signals
 from ..statistics.moments import (
     SquareSum,
     draw,
+    in_units,
     piece_size,
     typical,
-    unit_of,
     weighted_columns,
 )
 
@@ -140,7 +141,10 @@ class AnchoredSum:
         if missing is not None and index is not None:
             missing = missing[:, :, index.to(missing.device)]
         if missing is not None and first:
-            self._besides[of] = typical(missing)
+            self._besides[of] = missing.mean(-1, dtype=torch.float64)
+        signals = None
+        if index is None and not self._squares.keeps(used):
+            signals = Signals.of(after)
         start = 0
         pairs = zip(
             before.columns(index, size),
@@ -151,16 +155,19 @@ class AnchoredSum:
             for old, (raw, w) in pairs:
                 x, new = old.to(weight.dtype), raw.to(weight.dtype)
                 if first:
-                    self._before[of], self._after[of], first = typical(x), typical(new), False
+                    self._before[of], self._after[of] = typical(before, x), typical(after, new)
+                    first = False
                 y = weight @ (x - self._before[of, :, None].to(x))
                 new = new - self._after[of, :, None].to(new)
                 if missing is not None:
                     besides = missing[:, :, start : start + y.shape[2]].to(y)
                     y += besides - self._besides[of, :, None].to(y)
                     start += y.shape[2]
-                self._squares.add(of, new, w, share)
-                units = unit_of(new), unit_of(y)
-                self._add(of, new / units[0], y / units[1], w, units, share)
+                if signals is None:
+                    self._squares.add(of, new, w, share)
+                self._add(of, new, y, w, share)
+            if signals is not None:
+                self._squares.add_signals(signals, self._after, weights, share)
 
     def _add(
         self,
@@ -168,11 +175,10 @@ class AnchoredSum:
         x: Tensor,
         y: Tensor,
         w: Tensor | None,
-        units: tuple[float, float],
         share: float,
     ) -> None:
-        """Add columns of inputs and of outputs, in these units; `w` (positions,) weighs them."""
-        of_x, of_y = units
+        """Add columns of inputs and of outputs; `w` (positions,) weighs them."""
+        (x, of_x), (y, of_y) = in_units(x), in_units(y)
         y_w, x_w = (y, x) if w is None else (y * w, x * w)
         energy = _seen(self._roots[of], y if w is None else y * w.sqrt()).square().sum(2)
         parts = (y_w @ x.mT, energy, x_w.sum(2), y_w.sum(2))

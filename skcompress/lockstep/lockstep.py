@@ -17,7 +17,7 @@ from ..network.observing import forward, observer
 from ..network.structure import Structure
 from ..protocols import Inputs
 from ..statistics.collecting import slot_inputs
-from ..statistics.passes import generator
+from ..statistics.passes import Positions, generator, positions_of
 from .anchored import Anchored, AnchoredSum, InputsBySlot
 from .order import calls_in_order
 from .paused import Call, PausedForward, PausingNetwork
@@ -44,7 +44,7 @@ class Lockstep:
         data: Iterable[Batch],
         structure: Structure,
         *,
-        max_positions: int | None = None,
+        max_positions: Positions = None,
         seed: int = 0,
     ):
         self._max_positions, self._seed = max_positions, seed
@@ -125,7 +125,7 @@ class Lockstep:
         sums = {
             slot: AnchoredSum(
                 found,
-                self._max_positions,
+                positions_of(self._max_positions, found),
                 generator(self._seed, f"{name}.{slot}".rstrip(".")),
                 roots.get(slot),
             )

@@ -1,15 +1,14 @@
 """What a plugin must write, and the records that pass between the parts.
 
 A plugin package subclasses one of `Decomposition`, `Allocation` or `SparsityAllocation`,
-`Regularizer`, `Criterion` or `DataCriterion`, `Cost`, `Storage`, `Objective`, `LayerKind` or
-`Compressor`, and names it in the
-entry-point group of that kind. `docs/plugins.md` takes an author from an empty folder to a tested
-package.
-What of its parameters is worth searching it says in a class attribute `search_space`, in the words
-of `skcompress.spaces`.
+`Regularizer`, `Criterion`, `DataCriterion` or `ChannelCriterion`, `Cost`, `Storage`, `Objective`,
+`LayerKind` or `Compressor`, and names it in the entry-point group of that kind. `docs/plugins.md`
+takes an author from an empty folder to a tested package. What of its parameters is worth searching
+it says in a class attribute `search_space`, in the words of `skcompress.spaces`.
 """
 
 from .allocation import Allocation, Choice, Layer, Prunable, SparsityAllocation
+from .channel_criterion import ChannelCriterion, ChannelReading, Channels
 from .compressor import Compressor
 from .cost import Cost, CostedWeight, Options, StandInCall
 from .criterion import Criterion, DataCriterion, Evidence
@@ -29,6 +28,9 @@ from .weight_decomposition import WeightDecomposition
 __all__ = [
     "Allocation",
     "Bench",
+    "ChannelCriterion",
+    "ChannelReading",
+    "Channels",
     "Choice",
     "Compressor",
     "Cost",

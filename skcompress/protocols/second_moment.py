@@ -74,6 +74,10 @@ class SecondMoment(ABC):
         """Move it."""
 
     @abstractmethod
+    def single(self) -> SecondMoment:
+        """Give it in float32, for products alone, with `rows` in float32 too."""
+
+    @abstractmethod
     def mean_of_blocks(self, n_blocks: int) -> SecondMoment:
         """Mean of the diagonal blocks, of which there are so many, one after another."""
 
@@ -131,6 +135,9 @@ class Dense(SecondMoment):
 
     def to(self, device: torch.device) -> Dense:
         return Dense(self.matrix.to(device))
+
+    def single(self) -> Dense:
+        return Dense(self.matrix.to(torch.float32))
 
     def mean_of_blocks(self, n_blocks: int) -> Dense:
         if n_blocks == 1:
@@ -201,6 +208,9 @@ class Spanned(SecondMoment):
 
     def to(self, device: torch.device) -> Spanned:
         return Spanned(self.factor.to(device), self.ridge)
+
+    def single(self) -> Spanned:
+        return Spanned(self.factor.to(torch.float32), self.ridge)
 
     def mean_of_blocks(self, n_blocks: int) -> SecondMoment:
         if n_blocks == 1:

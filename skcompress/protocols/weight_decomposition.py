@@ -24,7 +24,7 @@ from .metric import Metric
 from .product import multiply_out
 
 # Sizes at which ranks of one weight are fitted: each takes products with its moments.
-_SIZES = 20
+_SIZES = 24
 
 
 class WeightDecomposition(Decomposition):
@@ -49,7 +49,7 @@ class WeightDecomposition(Decomposition):
 
     def factorize_at(
         self, weight: Tensor, metric: Metric, rank: Rank, known: Factorization | None = None
-    ) -> LastFactor:
+    ) -> Factorization:
         # What the last factor is fitted around does not depend on inputs.
         inner = known.inner if isinstance(known, LastFactor) else self.factorize_weight(weight)
         return LastFactor(inner, weight, metric, [rank])

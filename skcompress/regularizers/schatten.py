@@ -29,7 +29,7 @@ class SchattenNorm(Spectral):
     scheme, every, layers, exclude
         As for :class:`~skcompress.NuclearNorm`.
 
-    >>> float(SchattenNorm(p=2).penalty(3 * torch.eye(2)))
+    >>> round(float(SchattenNorm(p=2).penalty(3 * torch.eye(2))), 4)
     18.0
 
     Reference: Nie, Huang & Ding 2012 (Schatten-p norms for p < 1).

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..network.batches import Batch
+from ..network.observing import Reducer, noting
 from .moments import piece_size
-from .outputs import Form
+from .outputs import Form, checked_rows, form_of
+
+
+class Differentiating(Reducer, ABC):
+    """Reads what a network gives as rows of logits or values, which a subclass differentiates.
+
+    likelihood : how the main output is read, see `outputs.form_of`
+    """
+
+    def __init__(self, likelihood: str = "auto"):
+        self._likelihood = likelihood
+        self._form: Form | None = None
+
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        prepared(network)
+
+    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
+        with noting("differentiated", batch):
+            self._form = self._form or form_of(output, batch, self._likelihood)
+            self.differentiate(batch, checked_rows(self._form, output, batch), self._form)
+
+    @abstractmethod
+    def differentiate(self, batch: Batch, rows: Tensor, form: Form) -> None:
+        """Take the derivatives, of rows (positions, size) with gradient."""
 
 
 def prepared(copy: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from ..network.observing import Reducer, observe
 from ..network.weights import Site
 from ..protocols import Inputs, Lookups
 from .moments import Statistics, StatisticsSum
-from .passes import GIB, by_module, check_settings, generator, passes
+from .passes import GIB, Positions, by_module, check_settings, generator, passes, positions_of
 
 
 def collect(
@@ -32,7 +32,7 @@ def stream(
     data: Batches,
     *,
     memory: float = 2 * GIB,
-    max_positions: int | None = None,
+    max_positions: Positions = None,
     seed: int = 0,
     verbose: bool | int = False,
 ) -> Iterator[tuple[str, Statistics]]:
@@ -42,7 +42,7 @@ def stream(
         those of all sites are more, there are several passes, with one site at least. Only
         what the caller keeps outlasts its pass.
     max_positions : how many positions of one call of a layer are used at most, drawn
-        anew in each call; None for all of them
+        anew in each call; None for all of them, "auto" as `positions_of` says
     seed : of these draws. They do not depend on which other sites there are.
 
     The model runs in eval mode and without gradients, as a copy that shares its
@@ -54,7 +54,9 @@ def stream(
     check_settings(sites, memory, max_positions)
     for part, title in passes("calibrate", sites, memory, _size):
         sums = {
-            site.name: StatisticsSum(site.slot, max_positions, generator(seed, site.name))
+            site.name: StatisticsSum(
+                site.slot, positions_of(max_positions, site.slot), generator(seed, site.name)
+            )
             for site in part
         }
         observe(model, data, _InputMoments(part, sums), title=title, verbose=verbose)

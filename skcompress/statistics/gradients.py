@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ..errors import CalibrationValueError, NonFiniteGradientError
 from ..layers import LayerKind, kind_of
 from ..network.batches import Batch, Batches, device_of
-from ..network.observing import Reducer, noting, observe
+from ..network.observing import observe
 from ..network.weights import Site
 from ..protocols import SecondMoment
-from .backward import prepared, score
+from .backward import Differentiating, score
 from .moments import MomentSum
-from .outputs import Form, checked_rows, form_of
-from .passes import GIB, by_module, check_settings, generator, passes
+from .outputs import Form
+from .passes import GIB, Positions, by_module, check_settings, generator, passes, positions_of
 
 Watch = Callable[[Tensor], None]
 
@@ -34,7 +34,7 @@ def output_moments(
     likelihood: str = "auto",
     draw: str = "signs",
     memory: float = 2 * GIB,
-    max_positions: int | None = None,
+    max_positions: Positions = None,
     seed: int = 0,
     verbose: bool | int = False,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +103,12 @@ def output_moments(
     visible = [site for site in sites if _visible(site)]
     for part, title in passes("gradients", visible, memory, size):
         sums = {
-            site.name: _GradientSum(site, whole(site), max_positions, generator(seed, site.name))
+            site.name: _GradientSum(
+                site,
+                whole(site),
+                positions_of(max_positions, site.slot),
+                generator(seed, site.name),
+            )
             for site in part
         }
         reducer = _OutputMoments(part, sums, likelihood, draw, generator(seed, _LABELS))
@@ -184,7 +189,7 @@ def _visible(site: Site) -> bool:
     return any(type(kind).outputs is not LayerKind.outputs for kind in kinds if kind)
 
 
-class _OutputMoments(Reducer):
+class _OutputMoments(Differentiating):
     """Draws gradients at the outputs of a network, and sums up what comes back to its layers."""
 
     def __init__(
@@ -195,15 +200,15 @@ class _OutputMoments(Reducer):
         draw: str,
         draws: torch.Generator,
     ):
+        super().__init__(likelihood)
         self.n_labels = 0
         self._sites, self._sums = sites, sums
-        self._likelihood, self._draw, self._draws = likelihood, draw, draws
+        self._draw, self._draws = draw, draws
         self._anchor = torch.zeros(())
         self._batch: Batch | None = None
-        self._form: Form | None = None
 
     def attach(self, network: nn.Module) -> None:  # type: ignore[override]
-        prepared(network)
+        super().attach(network)
         self._anchor = torch.zeros((), device=device_of(network), requires_grad=True)
         # First of all hooks: others may change what the layer gives.
         for name, site_of in by_module(self._sites).items():
@@ -212,14 +217,11 @@ class _OutputMoments(Reducer):
     def before(self, batch: Batch) -> None:
         self._batch = batch
 
-    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
-        with noting("differentiated", batch):
-            self._form = self._form or form_of(output, batch, self._likelihood)
-            rows = checked_rows(self._form, output, batch)
-            drawn = score(rows.detach(), self._form, self._draw, self._draws)
-            self.n_labels += len(rows)
-            if rows.requires_grad:
-                torch.autograd.grad(rows, self._anchor, drawn, allow_unused=True)
+    def differentiate(self, batch: Batch, rows: Tensor, form: Form) -> None:
+        drawn = score(rows.detach(), form, self._draw, self._draws)
+        self.n_labels += len(rows)
+        if rows.requires_grad:
+            torch.autograd.grad(rows, self._anchor, drawn, allow_unused=True)
 
     def _hook(self, site_of: dict[str, str]) -> Callable[..., Tensor]:
         def watch(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..layers import Slot
 from ..precision import full_precision
-from ..protocols import Dense, Inputs, Lookups, SecondMoment, Spanned
+from ..protocols import Dense, Inputs, Lookups, Patches, SecondMoment, Spanned
+from .lagged import Signals
 
 # Numbers in one piece of patches: small enough for the cache of a CPU to help.
 _PIECE = {"cpu": 1 << 22}
@@ -139,21 +140,32 @@ class Statistics:
     lookups: Tensor | None = None
 
 
-def typical(x: Tensor) -> Tensor:
+def typical(inputs: Inputs, x: Tensor) -> Tensor:
     """Mean (groups, n) of columns x (groups, n, positions), in their dtype; exact of equal ones.
+
+    inputs : of which they are columns; of windows, all places of a channel have one mean
 
     Taken off before squares are formed, it leaves nothing of inputs that are all alike, where
     the difference of a second moment and the square of a mean would leave rounding.
     """
-    return x.mean(-1, dtype=torch.float64).to(x.dtype)
+    mean = x.mean(-1, dtype=torch.float64)
+    if isinstance(inputs, Patches):
+        of_channels = mean.unflatten(1, (inputs.windows.shape[2], -1))
+        mean = of_channels.mean(2, keepdim=True).expand_as(of_channels).flatten(1)
+    return mean.to(x.dtype)
 
 
-def unit_of(x: Tensor) -> float:
-    """Power of two by which to divide before squares, or products, leave the range of float32."""
-    largest = float(x.abs().amax()) if x.numel() else 0.0
+def in_units(x: Tensor) -> tuple[Tensor, float]:
+    """Divide by a power of two where squares, or products, leave the range of float32.
+
+    Gives the result and what it was divided by; mostly x itself and 1.
+    """
+    least, most = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
+    largest = max(-least, most)
     if 1e-15 < largest < 1e15 or not 0 < largest < inf:
-        return 1.0
-    return 2.0 ** frexp(largest)[1]
+        return x, 1.0
+    unit = 2.0 ** frexp(largest)[1]
+    return x / unit, unit
 
 
 class SquareSum:
@@ -169,26 +181,39 @@ class SquareSum:
 
     def add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
         """Add columns x of some groups, each `share` times and by its weight w (positions,)."""
-        groups, n, _ = self._shape
-        n_kept = sum(len(counts) for _, counts in self._kept)
-        if self._total is None and len(x) == groups and n_kept + x.shape[-1] < n:
+        if self.keeps(x.shape[-1]) and len(x) == self._shape[0]:
             counts = torch.full_like(x[0, 0], share) if w is None else share * w
             self._kept.append((x.to(self._device), counts.to(self._device)))
             return
+        x, unit = in_units(x)
+        add_squares(self._whole()[of], x if w is None else x * w.sqrt(), unit**2 * share)
+
+    def keeps(self, n_more: int) -> bool:
+        """Whether so many more columns would still be kept as they are."""
+        n_kept = sum(len(counts) for _, counts in self._kept)
+        return self._total is None and n_kept + n_more < self._shape[1]
+
+    def add_signals(
+        self, signals: Signals, shift: Tensor, weights: Tensor | None, share: float
+    ) -> None:
+        """Add all columns of windows along one axis.
+
+        shift : (groups, n), what is taken off; weights : (batch,), of the samples
+        """
+        channels = shift.unflatten(1, (-1, signals.taps))[:, :, 0]
+        self._whole().add_(signals.squares(channels, weights).to(self._device), alpha=share)
+
+    def _whole(self) -> Tensor:
+        """Give the sum as a matrix, from now on."""
         if self._total is None:
             like: dict[str, Any] = {"dtype": torch.float64, "device": self._device}
             with torch.inference_mode(False):
-                self._total = torch.zeros(self._shape, **like)
+                total = self._total = torch.zeros(self._shape, **like)
             for columns, counts in self._kept:
-                self._add(slice(None), columns, counts, 1.0)
+                x, unit = in_units(columns)
+                add_squares(total, x * counts.sqrt(), unit**2)
             self._kept = []
-        self._add(of, x, w, share)
-
-    def _add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
-        assert self._total is not None
-        unit = unit_of(x)
-        x = x / unit if w is None else x * (w.sqrt() / unit)
-        add_squares(self._total[of], x, unit**2 * share)
+        return self._total
 
     def covariances(self, weight: Tensor, mean: Tensor) -> tuple[SecondMoment, ...]:
         """Divide by the weights (groups,) of all columns, about their means (groups, n).
@@ -251,8 +276,8 @@ class MomentSum:
         with torch.autocast(device.type, enabled=False), full_precision():
             for columns in inputs.columns(index, piece_size(device)):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
-                unit = unit_of(x)
-                x, share = x / unit, unit**2 * seen / used
+                x, unit = in_units(x)
+                share = unit**2 * seen / used
                 if self._diagonal:
                     self._squares[of].add_(x.square().sum(-1).to(device), alpha=share)
                 else:
@@ -299,17 +324,23 @@ class InputSum:
         self.count[of] += seen
         self._used[of] += used
         device = self._total.device
+        signals = None
+        if index is None and not self._squares.keeps(used):
+            signals = Signals.of(inputs)
         # Autocast of the user's forward would form the products in half precision.
         with torch.autocast(device.type, enabled=False), full_precision():
             for columns, w in weighted_columns(inputs, index, piece_size(device), weights):
                 x = columns.to(torch.promote_types(columns.dtype, torch.float32))
                 if first:
-                    self._shift[of], first = typical(x), False
+                    self._shift[of], first = typical(inputs, x), False
                 x = x - self._shift[of, :, None].to(x)
-                self._squares.add(of, x, w, share)
+                if signals is None:
+                    self._squares.add(of, x, w, share)
                 total = (x if w is None else x * w).sum(-1)
                 self._total[of].add_(total.to(device), alpha=share)
                 self._weight[of] += (x.shape[-1] if w is None else float(w.sum())) * share
+            if signals is not None:
+                self._squares.add_signals(signals, self._shift, weights, share)
 
     def result(self) -> Moments:
         """Divide by the numbers of positions, or by their weights; the sums are used up."""

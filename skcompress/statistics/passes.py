@@ -5,21 +5,47 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 
 from ..errors import CalibrationValueError, MetaWeightError
 from ..network.weights import Site
+from ..protocols import Slot
+from .lagged import by_lags
 
 GIB = 1 << 30
 
 
-def check_settings(sites: Sequence[Site], memory: float, max_positions: int | None) -> None:
+# How many positions of one call of a layer are used; None for all, "auto" for a number that
+# depends on the weight, see `positions_of`.
+Positions = int | str | None
+# Positions that "auto" leaves in each call, and how many for each input where these are more.
+_ENOUGH, _FOR_EACH_INPUT = 2048, 8
+
+
+def positions_of(limit: Positions, slot: Slot) -> int | None:
+    """How many positions of one call of a weight are used at most; None for all.
+
+    With "auto" enough that their moments are those of all but for a part that compressing does
+    not notice, as several calls are pooled; and all of long kernels along one axis, whose moments
+    are summed up by lags.
+    """
+    if limit != "auto":
+        return limit  # type: ignore[return-value]
+    _, _, inputs, *kernel = slot.shape
+    if by_lags(kernel):
+        return None
+    return max(_ENOUGH, _FOR_EACH_INPUT * inputs * prod(kernel))
+
+
+def check_settings(sites: Sequence[Site], memory: float, max_positions: Positions) -> None:
     """Refuse settings and weights that nothing can be measured with."""
     if not memory > 0:
         raise CalibrationValueError("memory", "a positive number of bytes", memory)
-    if max_positions is not None and not max_positions >= 1:
-        raise CalibrationValueError("max_positions", "None or a positive int", max_positions)
+    if not (max_positions in (None, "auto") or int(max_positions) >= 1):  # type: ignore[arg-type]
+        rule = "None, 'auto' or a positive int"
+        raise CalibrationValueError("max_positions", rule, max_positions)
     for site in sites:
         if site.slot.read().is_meta:
             raise MetaWeightError(site.name)

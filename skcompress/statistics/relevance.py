@@ -81,4 +81,6 @@ def _positive(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         layer._inside = False  # type: ignore[assignment]
     positive = parts[0] + parts[1]
     scale = output / positive.clamp(min=1e-6 * float(positive.detach().abs().max()) + 1e-30)
-    return positive * scale.detach()
+    shared_out = positive * scale.detach()
+    # Where nothing contributes to the output's sign, its value stays all the same.
+    return shared_out + (output - shared_out).detach()

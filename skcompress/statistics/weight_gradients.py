@@ -13,10 +13,10 @@ from ..layers import kind_of
 from ..layers.reparametrized import copied, make_plain
 from ..layers.writing import slot_of
 from ..network.batches import Batch, Batches
-from ..network.observing import Reducer, differentiable, noting, observe
+from ..network.observing import differentiable, observe
 from ..network.weights import Site
-from .backward import prepared, score
-from .outputs import Form, checked_rows, form_of
+from .backward import Differentiating, score
+from .outputs import Form
 from .passes import generator
 from .relevance import RULES, set_rule
 
@@ -101,39 +101,33 @@ def _slot(model: nn.Module, site: Site) -> Any:
     return slot_of(kind, module, slot_name)
 
 
-class _Gradients(Reducer):
+class _Gradients(Differentiating):
     """Sums of gradients with respect to parameters, by the id of the parameter.
 
     n : what they are to be divided by
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], what: str, draws: torch.Generator):
+        super().__init__()
         self.sums: dict[int, Tensor | None] = {id(p): None for p in parameters}
         self.n = 0.0
         self._parameters, self._what, self._draws = parameters, what, draws
-        self._form: Form | None = None
 
-    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
-        prepared(network)
-
-    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
-        with noting("differentiated", batch):
-            self._form = self._form or form_of(output, batch)
-            rows = checked_rows(self._form, output, batch)
-            counts = _row_weights(rows.detach(), batch)
-            squared = self._what == "fisher"
-            n_draws = DRAWS if squared else 1
-            for draw in range(n_draws):
-                start = _START[self._what](rows.detach(), self._form, self._draws)
-                start = start * (counts.sqrt() if squared else counts)[:, None]
-                found = torch.autograd.grad(
-                    rows, self._parameters, start.to(rows.dtype), allow_unused=True,
-                    retain_graph=draw + 1 < n_draws,
-                )  # fmt: skip
-                for parameter, gradient in zip(self._parameters, found, strict=True):
-                    if gradient is not None:
-                        self._add(parameter, gradient.square() / n_draws if squared else gradient)
-            self.n += float(counts.sum())
+    def differentiate(self, batch: Batch, rows: Tensor, form: Form) -> None:
+        counts = _row_weights(rows.detach(), batch)
+        squared = self._what == "fisher"
+        n_draws = DRAWS if squared else 1
+        for draw in range(n_draws):
+            start = _START[self._what](rows.detach(), form, self._draws)
+            start = start * (counts.sqrt() if squared else counts)[:, None]
+            found = torch.autograd.grad(
+                rows, self._parameters, start.to(rows.dtype), allow_unused=True,
+                retain_graph=draw + 1 < n_draws,
+            )  # fmt: skip
+            for parameter, gradient in zip(self._parameters, found, strict=True):
+                if gradient is not None:
+                    self._add(parameter, gradient.square() / n_draws if squared else gradient)
+        self.n += float(counts.sum())
 
     def _add(self, parameter: nn.Parameter, term: Tensor) -> None:
         known = self.sums[id(parameter)]

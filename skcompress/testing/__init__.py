@@ -11,6 +11,7 @@ AssertionError that names the law, the plugin and the case.
 
 from .allocations import check_allocation
 from .cases import awkward_weights, small_models
+from .channel_criteria import check_channel_criterion
 from .compressors import check_compressor
 from .costs import check_cost
 from .criteria import check_criterion
@@ -24,6 +25,7 @@ from .untouched import check_untouched, snapshot
 __all__ = [
     "awkward_weights",
     "check_allocation",
+    "check_channel_criterion",
     "check_compressor",
     "check_cost",
     "check_criterion",

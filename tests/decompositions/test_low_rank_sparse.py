@@ -14,7 +14,7 @@ from skcompress import LowRankCompressor, count_parameters
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 from skcompress.decompositions.svd import SVD
 from skcompress.errors import BudgetError
-from skcompress.fitting.refining import RefinedFactorization
+from skcompress.fitting.refining import refined
 from skcompress.protocols import Dense, Metric
 from skcompress.protocols.product import multiply_out
 from skcompress.storages.pivot import Pivot
@@ -188,11 +188,11 @@ def test_all_its_numbers_are_refined_together():
     weight = random(14, 20)
     metric = metric_of(weight, condition=2)
     closed = LowRankSparse().factorize(weight, metric)
-    refined = RefinedFactorization(closed, weight, metric, 3).factors(weight, 3)
+    better = refined(closed.factors(weight, 3), metric)
     before = closed.factors(weight, 3)
-    assert torch.equal(refined.sparse.positions, before.sparse.positions)
-    assert not torch.equal(refined.sparse.values, before.sparse.values)
-    assert measured(refined, weight, metric) < 0.999 * measured(before, weight, metric)
+    assert torch.equal(better.sparse.positions, before.sparse.positions)
+    assert not torch.equal(better.sparse.values, before.sparse.values)
+    assert measured(better, weight, metric) < 0.999 * measured(before, weight, metric)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from skcompress.decompositions.svd import SVD
 from skcompress.decompositions.tucker import Tucker
 from skcompress.linalg import break_even
 from skcompress.protocols.product import multiply_out
-from skcompress.testing import awkward_weights
+from skcompress.testing import awkward_weights, check_decomposition
 
 UNFOLDINGS = {
     "output": (SVD("output"), lambda w: w.flatten(1)),
@@ -68,6 +68,33 @@ def test_tucker_error_is_that_of_the_two_projections(generator):
     index = next(i for i in range(len(curve.costs)) if curve.rank_at(i) == (4, 3))
     expected = float((weight - projected).norm())
     assert float(curve.errors[index]) ** 0.5 == pytest.approx(expected, rel=1e-6)
+
+
+def test_tucker_keeps_the_laws():
+    check_decomposition(Tucker(), bound=True)
+
+
+@pytest.mark.parametrize("rank", [(4, 4), (10, 6), (3, 8), (12, 12), (9, 2)])
+def test_tucker_factors_are_improved_until_nothing_gains(rank):
+    weight = torch.randn(24, 12, 3, 3, generator=torch.Generator().manual_seed(5))
+    weight += 0.5 * torch.randn(24, 1, 3, 3, generator=torch.Generator().manual_seed(6))
+    plain, ours = Tucker().factorize_weight(weight), Tucker().factorize(weight)
+    lost = []
+    for made in (plain, ours, ours.trim(rank)):
+        product = multiply_out(made.factors(weight, rank)).double()
+        lost.append(float((product - weight).square().sum()))
+    tensorly = pytest.importorskip("tensorly.decomposition")
+    reference, _ = tensorly.partial_tucker(
+        weight.double().numpy(), rank=list(rank), modes=[0, 1], n_iter_max=100, tol=1e-10
+    )
+    core, (outs, ins) = (torch.as_tensor(reference[0]), map(torch.as_tensor, reference[1]))
+    best = float((torch.einsum("pqhw,op,iq->oihw", core, outs, ins) - weight).square().sum())
+    total = float(weight.square().sum())
+    assert lost[1] <= lost[0] + 1e-6 * total
+    assert lost[1] <= best + 1e-4 * total
+    assert lost[2] == pytest.approx(lost[1], rel=1e-6)
+    if rank == (4, 4):
+        assert lost[1] < 0.99 * lost[0]
 
 
 def test_tucker_offers_only_pairs_worth_having_and_the_diagonal(generator):

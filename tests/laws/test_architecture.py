@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ LAYERS = [
     {"lockstep"},
     {"fitting", "penalties"},
     {"compressors"},
+    {"building"},
     {"testing", "training", "tuning", "plotting", "checkpoint"},
     {"cli", "__main__"},
 ]  # fmt: skip
@@ -37,6 +40,11 @@ OPEN_TO_PLUGINS = {
     "protocols", "spaces", "errors", "linalg", "masks", "metrics", "ranking", "supported",
     "threads", "unfolding",
 }  # fmt: skip
+# What packages of plugins may use, ours in `plugins/` like everybody's.
+OPEN_TO_PACKAGES = {
+    "building", "errors", "linalg", "metrics", "plan", "protocols", "registry", "spaces", "testing",
+}  # fmt: skip
+PACKAGE_FILES = sorted((ROOT.parent / "plugins").glob("*/skcompress_*/**/*.py"))
 
 
 def part(path: Path) -> str:
@@ -73,6 +81,35 @@ def test_arrows(path):
         assert imported <= OPEN_TO_PLUGINS
     for other in imported:
         assert level[other] <= level[own], f"{own} imports {other}, which is built on it"
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda p: "/".join(p.parts[-2:]))
+def test_packages_of_plugins_import_what_is_published(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "skcompress":
+            names = [f"skcompress.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        for name in names:
+            package, _, own = name.partition(".")
+            published = own in OPEN_TO_PACKAGES or own in skcompress.__all__
+            assert package != "skcompress" or not own or published, f"{path.name} imports {name}"
+
+
+def test_all_that_compressors_are_built_of_is_described():
+    from skcompress import building
+
+    public = {
+        name
+        for name, value in vars(building).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert set(building.__all__) == public
+    described = set(re.findall(r"`(?:\w+\.)?(\w+)`", building.__doc__))
+    assert public <= described
 
 
 def modules_loaded_by(code: str) -> set[str]:

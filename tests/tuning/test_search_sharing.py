@@ -17,14 +17,13 @@ def calls(monkeypatch):
     """Shapes of the weights that are factorised, one entry each time."""
     seen: list[tuple[int, ...]] = []
     for kind in (SVD, SpatialSVD):
-        for name in ("factorize", "regress"):
-            done = getattr(kind, name)
+        done = kind.factorize
 
-            def noted(self, weight, *rest, done=done):
-                seen.append(tuple(weight.shape))
-                return done(self, weight, *rest)
+        def noted(self, weight, *rest, done=done):
+            seen.append(tuple(weight.shape))
+            return done(self, weight, *rest)
 
-            monkeypatch.setattr(kind, name, noted)
+        monkeypatch.setattr(kind, "factorize", noted)
     return seen
 
 
@@ -59,13 +58,13 @@ def test_nothing_is_kept_after_the_fit():
 
 def test_trials_measure_nothing_for_reports_but_the_result_does(monkeypatch):
     built = []
-    fit = base.FactorizingCompressor.fit
+    fit = base.FactorizingCompressor._fit
 
     def noted(self, *arguments):
         built.append(self.measure)
         return fit(self, *arguments)
 
-    monkeypatch.setattr(base.FactorizingCompressor, "fit", noted)
+    monkeypatch.setattr(base.FactorizingCompressor, "_fit", noted)
     found = search(estimator=Pipeline([("only", base_compressor())]), n_trials=2, space="*rank")
     found.fit(MODEL, INPUTS)
     assert built == [False, False, True]

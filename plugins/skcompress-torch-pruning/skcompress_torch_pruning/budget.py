@@ -16,6 +16,9 @@ from torch import nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
+from skcompress.building import Batch, observe
+from skcompress.metrics import flop_counter
+
 from .errors import RatioError
 from .groups import ChannelGroup
 from .removing import mixes
@@ -70,18 +73,20 @@ def parameter_costs(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[st
 
 
 def flop_costs(
-    model: nn.Module, groups: Sequence[ChannelGroup], flops: Mapping[str, int]
-) -> dict[str, LayerCost]:
-    """Take the operations of one forward, known by layer, for a cost."""
+    model: nn.Module, groups: Sequence[ChannelGroup], batch: Batch
+) -> tuple[dict[str, LayerCost], int]:
+    """Count the operations of one forward: of layers whose channels may go, and of the model."""
+    with flop_counter() as counter:
+        observe(model, [batch])
+    counts, root = counter.get_flop_counts(), type(model).__name__
     costs = {}
     for name in _layers(groups):
         layer = model.get_submodule(name)
         n_out, n_in = _channels(layer)
-        found = flops.get(name, 0)
-        mixed = mixes(layer)
-        product, vector = (found / (n_out * n_in), 0.0) if mixed else (0.0, found / n_out)
+        found = sum(counts.get(f"{root}.{name}", {}).values())
+        product, vector = (found / (n_out * n_in), 0) if mixes(layer) else (0, found / n_out)
         costs[name] = LayerCost(n_out, n_in, product, vector)
-    return costs
+    return costs, counter.get_total_flops()
 
 
 def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, LayerCost]:

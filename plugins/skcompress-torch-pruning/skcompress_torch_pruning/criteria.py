@@ -1,147 +1,135 @@
-"""From the name of a criterion to an order in which the channels of each group go."""
+"""What channels are worth, by their weights, by normalisations, by data, or by chance."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from sklearn.utils import check_random_state
+from torch import Tensor
 
-from skcompress.fitting.calibrated import Calibration
-from skcompress.network.weights import Site
-from skcompress.statistics.moments import Statistics
+from skcompress.protocols import ChannelCriterion, Channels
 
-from .budget import Ranking
-from .differentiated import relevance_scores, taylor_scores
-from .errors import NonFiniteScoreError
-from .groups import ChannelGroup
-from .magnitude import channel_scores, importance
-from .merging import Reading, elimination
-from .removing import columns, matrix
-from .tracing import Trace
-
-# By weights alone; by the data.
-PLAIN = ("l1", "l2", "batch_norm", "random")
-DATA = ("taylor", "lrp", "merge")
-
-# Of the second moments that channels are predicted by, as for reconstructions.
-RIDGE = 1e-2
-
-Found = tuple[dict[str, Ranking], dict[str, str]]
+from .merging import Eliminated, elimination
 
 
-def rankings(
-    criterion: Any,
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    trace: Trace,
-    calibration: Calibration,
-    sites: Mapping[str, Site],
-    verbose: bool | int,
-) -> Found:
-    """Rank the units of each group, and say of which groups that cannot be done, and why.
+class _Norm(ChannelCriterion):
+    """Sum of powers of all weights that give or read a unit, relative to the mean of its group."""
 
-    criterion : a name, or an importance of torch-pruning
-    sites : weights of the layers that mix channels, by name
+    _power: int
+
+    def scores(self, channels: Channels) -> Tensor | None:
+        weights = (*channels.given, *channels.read)
+        if not weights:
+            return None
+        sizes = [weight.double().abs().pow(self._power).sum(1) for weight in weights]
+        return relative(torch.stack(sizes).sum(0))
+
+
+class L1(_Norm):
+    """Absolute weights of all layers that give or read a unit, relative to the mean of its group.
+
+    References: Li et al. 2017, arXiv 1608.08710; Fang et al. 2023, arXiv 2301.12900 (all layers).
     """
-    if criterion == "merge":
-        return _merged(model, groups, calibration, sites, verbose)
-    found: dict[str, Tensor]
-    if criterion in ("taylor", "lrp"):
-        if criterion == "taylor":
-            found = taylor_scores(model, groups, calibration.batches, calibration.seed)
-        else:
-            found = relevance_scores(model, groups, calibration.batches)
-        missing = "no batch of the data reaches it"
-    elif criterion == "random":
-        found, missing = {g.name: _random(g, calibration.seed) for g in groups}, ""
-    else:
-        scorer = importance(criterion) if isinstance(criterion, str) else criterion
-        found = _of_weights(scorer, groups, trace)
-        missing = f"criterion {criterion!r} finds nothing to go by"
-    reasons = {g.name: missing for g in groups if g.name not in found}
-    ranked = {}
-    for group in groups:
-        if group.name in found:
-            scores = found[group.name].numpy()
-            n_bad = int((~np.isfinite(scores)).sum())
-            if n_bad:
-                raise NonFiniteScoreError(str(criterion), group.name, n_bad, len(scores))
-            order = np.argsort(scores, kind="stable")
-            ranked[group.name] = Ranking(order.tolist(), scores[order])
-    return ranked, reasons
+
+    _power = 1
 
 
-def _random(group: ChannelGroup, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode(), seed & 0xFFFFFFFF))
-    return torch.rand(len(group.units), generator=generator, dtype=torch.float64)
+class L2(_Norm):
+    """Squared weights of all layers that give or read a unit, relative to the mean of its group.
+
+    Reference: Fang et al. 2023, arXiv 2301.12900.
+    """
+
+    _power = 2
 
 
-def _of_weights(
-    scorer: Callable[[Any], Any], groups: Iterable[ChannelGroup], trace: Trace
-) -> dict[str, Tensor]:
-    found = {}
-    for group in groups:
-        channels = channel_scores(scorer, trace.tied[group.name])
-        if channels is not None:
-            units = [channels[list(unit)].mean() for unit in group.units]
-            found[group.name] = torch.stack(units)
-    return found
+class BatchNorm(ChannelCriterion):
+    """Absolute scales of batch normalisations, relative to the mean of the group.
+
+    Reference: Liu et al. 2017, arXiv 1708.06519 (network slimming).
+    """
+
+    def scores(self, channels: Channels) -> Tensor | None:
+        if not channels.scales:
+            return None
+        return relative(torch.stack([s.double().abs().sum(1) for s in channels.scales]).sum(0))
 
 
-def _merged(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    calibration: Calibration,
-    sites: Mapping[str, Site],
-    verbose: bool | int,
-) -> Found:
-    """Rank each group as soon as all of its readers are known, so that few are held at a time."""
-    waiting = {g.name: {m.layer for m in g.readers} for g in groups}
-    by_name = {group.name: group for group in groups}
-    wanted = dict.fromkeys(m.layer for g in groups for m in g.readers)
-    held: dict[str, Statistics] = {}
-    ranked: dict[str, Ranking] = {}
-    for layer, statistics in calibration.stream(model, [sites[n] for n in wanted], verbose):
-        held[layer] = statistics
-        for name in [n for n, readers in waiting.items() if readers <= held.keys()]:
-            del waiting[name]
-            group = by_name[name]
-            readings = _readings(model, group, calibration, sites, held)
-            ranked[name] = Ranking(*elimination(readings, len(group.units)))
-        needed = {reader for readers in waiting.values() for reader in readers}
-        held = {reader: found for reader, found in held.items() if reader in needed}
-    return ranked, dict.fromkeys(waiting, "no batch of the data reaches all that read it")
+class Random(ChannelCriterion):
+    """Random numbers, as a baseline.
+
+    random_state : int, RandomState or None; with an int the same every time
+    """
+
+    def __init__(self, random_state: Any = None):
+        self.random_state = random_state
+
+    def scores(self, channels: Channels) -> Tensor:
+        seed = 0 if self.random_state is None else self.random_state
+        if not isinstance(seed, int):
+            seed = int(check_random_state(seed).randint(2**31 - 1))
+        name = channels.name.encode()
+        generator = torch.Generator().manual_seed(zlib.crc32(name, seed & 0xFFFFFFFF))
+        return torch.rand(channels.n_units, generator=generator, dtype=torch.float64)
 
 
-def _readings(
-    model: nn.Module,
-    group: ChannelGroup,
-    calibration: Calibration,
-    sites: Mapping[str, Site],
-    held: Mapping[str, Statistics],
-) -> list[Reading]:
-    found = []
-    for member in group.readers:
-        moments, site = held[member.layer].moments, sites[member.layer]
-        assert moments is not None
-        # Where a bias makes up for the mean, only what varies has to be predicted.
-        grams = moments.gram if calibration.offset_to(site) is None else moments.covariance
-        weight = matrix(model.get_submodule(member.layer))
-        scales = calibration.output_roots(site)
-        size = weight[0, 0, 0].numel()
-        within = torch.arange(size)
-        places = []
-        for unit in range(len(group.units)):
-            index = torch.tensor(group.places(member, unit), dtype=torch.int64)
-            places.append(columns(weight.cpu(), index.tolist()))
-        for g, part in enumerate(weight):
-            by_unit = [
-                (place[of == g][:, None] * size + within).flatten().to(weight.device)
-                for of, place in places
-            ]
-            found.append(Reading.of(part.flatten(1), grams[g], scales[g], by_unit, RIDGE))
-    return found
+class Taylor(ChannelCriterion):
+    """Squared change of the log-likelihood without the unit, to first order; a mean over samples.
+
+    Where the data has no labels they are drawn from what the network itself says, which makes it
+    the diagonal of the Fisher information.
+
+    References: Molchanov et al. 2019, arXiv 1906.10771; Theis et al. 2018, arXiv 1801.05787.
+    """
+
+    needs = ("fisher",)
+
+    def scores(self, channels: Channels) -> Tensor | None:
+        return channels.fisher
+
+
+class LRP(ChannelCriterion):
+    """Size of the relevance for the labelled, or the most probable, class that flows through.
+
+    Reference: Yeom et al. 2021, "Pruning by explaining", arXiv 1912.08881.
+    """
+
+    needs = ("relevance",)
+
+    def scores(self, channels: Channels) -> Tensor | None:
+        # What speaks against a class is as much a part of what the network says of it.
+        return None if channels.relevance is None else channels.relevance.abs()
+
+
+class Merge(ChannelCriterion):
+    """What the layers that read a unit lose when it is predicted from those that stay.
+
+    See `merging` for the mathematics.
+
+    ridge : share of the mean of the diagonal that is added to second moments of inputs
+    """
+
+    needs = ("moments",)
+    wants_refit = True
+
+    def __init__(self, ridge: float = 1e-2):
+        self.ridge = ridge
+
+    def scores(self, channels: Channels) -> Tensor | None:
+        if not channels.readings:
+            return None
+        readings = [
+            Eliminated.of(r.weight, r.metric.with_ridge(r.weight, self.ridge), r.columns)
+            for r in channels.readings
+        ]
+        order, costs = elimination(readings, channels.n_units)
+        found = torch.zeros(channels.n_units, dtype=torch.float64)
+        found[order] = torch.from_numpy(costs)
+        return found
+
+
+def relative(sizes: Tensor) -> Tensor:
+    """Divide by the mean, where there is any."""
+    return sizes / (float(sizes.mean()) or 1.0)

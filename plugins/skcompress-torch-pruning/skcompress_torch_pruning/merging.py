@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skcompress.linalg import cholesky
+from skcompress.protocols import Metric
 
 # In so many rounds at most all units of a group go; several at a time where there are more.
 _ROUNDS = 64
 
 
 @dataclass
-class Reading:
+class Eliminated:
     """One weight (out, n) of a reader, with what it is applied to; changed as channels go.
 
     inverse : float64 (n, n), H^-1
@@ -44,22 +44,11 @@ class Reading:
     columns: Sequence[Tensor]
 
     @classmethod
-    def of(
-        cls, weight: Tensor, gram: Tensor, scale: Tensor | None, columns: Sequence[Tensor],
-        ridge: float,
-    ) -> Reading:  # fmt: skip
-        """Begin with a weight (out, n) and the second moment (n, n) of its inputs.
-
-        scale : (out,), what errors of the outputs are multiplied by
-        """
-        gram = gram.double()
-        size = ridge * float(gram.diagonal().mean()) or 1.0
-        gram = gram + size * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        seen = weight.to(gram)
-        if scale is not None:
-            seen = seen * scale.to(gram)[:, None]
-        energy = float(((seen @ gram) * seen).sum()) or 1.0
-        return cls(torch.cholesky_inverse(cholesky(gram)), seen / energy**0.5, columns)
+    def of(cls, weight: Tensor, metric: Metric, columns: Sequence[Tensor]) -> Eliminated:
+        """Begin with a weight (out, n) in the metric of its inputs."""
+        seen = metric.seen(weight.to(metric.cross))
+        one = torch.eye(len(metric.inputs), dtype=seen.dtype, device=seen.device)
+        return cls(metric.inputs.solve(one), seen / (metric.energy or 1.0) ** 0.5, columns)
 
     def costs(self, units: Sequence[int]) -> np.ndarray:
         """Share of the outputs' energy that each of these units would cost now."""
@@ -90,8 +79,8 @@ class Reading:
             self.weight[:, index] = 0
 
 
-def elimination(readings: Sequence[Reading], n_units: int) -> tuple[list[int], np.ndarray]:
-    """Order in which the units of a group go, and what each costs in addition, never falling.
+def elimination(readings: Sequence[Eliminated], n_units: int) -> tuple[list[int], np.ndarray]:
+    """Order in which the units of a group go, and what each costs in addition, always growing.
 
     readings : all that is read of the group; used up
     """
@@ -109,4 +98,6 @@ def elimination(readings: Sequence[Reading], n_units: int) -> tuple[list[int], n
             for reading in readings:
                 reading.remove(going)
         left = [unit for unit in left if unit not in going]
-    return order, np.maximum.accumulate(np.array(scores))
+    for place in range(1, n_units):  # so that sorting gives this order again
+        scores[place] = max(scores[place], float(np.nextafter(scores[place - 1], np.inf)))
+    return order, np.array(scores)

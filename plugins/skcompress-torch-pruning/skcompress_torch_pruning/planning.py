@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from skcompress.network.weights import Patterns, as_patterns, display_name, matches
+from skcompress.building import Patterns, as_patterns, copied, display_name, matches, select
 
 from .groups import ChannelGroup, Removal, Resize
 from .plan import ChannelPlan, GroupPlan, LayerSides, described
-from .removing import mixes
+from .removing import mixes, remove_
 
 KEPT = "keeping all of them is the best use of the budget"
 
@@ -32,23 +33,31 @@ def unwanted(
 
     layers, exclude : patterns of what may lose outputs (None: everything), and of what may not
     """
+    everything = _selected(model, None, ())
+    excluded = everything - _selected(model, None, exclude)
+    others = everything - _selected(model, layers, ())
     reasons = {}
     for group in groups:
         for name in group.givers:
             module = model.get_submodule(name)
-            if any(matches(p, [name], [module]) for p in as_patterns(exclude)):
-                reasons[group.name] = f"{name} is in exclude"
-            wanted = layers is None or any(
-                matches(p, [name], [module]) for p in as_patterns(layers)
+            # A normalisation, for one, is nothing that `select` knows.
+            hit = name not in everything and any(
+                matches(p, [name], [module]) for p in as_patterns(exclude)
             )
-            if mixes(module) and not wanted:
+            if hit or name in excluded:
+                reasons[group.name] = f"{name} is in exclude"
+            elif mixes(module) and name in others:
                 reasons.setdefault(group.name, f"{name} is not among layers")
     return reasons
 
 
+def _selected(model: nn.Module, layers: Patterns, exclude: Patterns) -> set[str]:
+    sites = select(model, layers, exclude).sites
+    return {name for site in sites for name, _ in site.users}
+
+
 def make_plan(
     model: nn.Module,
-    small: nn.Module,
     groups: Sequence[ChannelGroup],
     chosen: Mapping[str, Collection[int]],
     gone: Removal,
@@ -56,8 +65,9 @@ def make_plan(
 ) -> ChannelPlan:
     """Write down what happens to each group, and to layers that give no channels of any.
 
-    small : the model without the channels; chosen : units that go, by group
+    chosen : units that go, by group
     """
+    small = remove_(_without_values(model), gone, resized)
     rows: dict[str, GroupPlan] = {}
     owned: set[str] = set()
     for group in groups:
@@ -100,6 +110,15 @@ def make_plan(
         for r, n in resized
     )
     return ChannelPlan(tuple(ordered), layers_of, held)
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    memo = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+        if not isinstance(p, UninitializedParameter)
+    }
+    return copied(model, memo)
 
 
 def _stored(model: nn.Module, names: Iterable[str]) -> int:

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
-import torch
-from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skcompress.compressors.checks import PATTERNS
-from skcompress.errors import CalibratedWeightError, NoLayerError
-from skcompress.fitting.calibrated import Calibration
-from skcompress.fitting.fitting import set_norms
-from skcompress.fitting.steps import Steps
-from skcompress.layers.reparametrized import copied
-from skcompress.metrics import count_flops, count_parameters
-from skcompress.network.batches import Batches, device_of
-from skcompress.network.batches import batches as as_batches
-from skcompress.network.calls import count_calls
-from skcompress.network.observing import observer
-from skcompress.network.weighting import weighted
-from skcompress.network.weights import Selection, Site, check_model, check_patterns, select
-from skcompress.protocols import Compressor
-from skcompress.spaces import FloatRange, Options, SearchSpace
+from skcompress import registry
+from skcompress.building import (
+    Batches,
+    Calibration,
+    Outcome,
+    Recall,
+    Reconstruction,
+    Selection,
+    Site,
+    Steps,
+    batches,
+    check_model,
+    check_patterns,
+    closest,
+    computing,
+    device_of,
+    fingerprint,
+    reconstruct,
+    select,
+    weighted,
+    working_weight,
+)
+from skcompress.errors import NoLayerError
+from skcompress.metrics import count_parameters
 
 from .budget import channel_costs, choose, flop_costs, parameter_costs
-from .closeness import Closeness
-from .criteria import DATA, PLAIN, rankings
 from .errors import NoInputsError
-from .groups import ChannelGroup, removal
+from .fitted import FittedChannels, SameWeight
+from .groups import ChannelGroup, Removal, removal
 from .plan import ChannelReport
 from .planning import excluded, make_plan, unwanted
-from .refitting import ChannelRefit, Fit, apply_
-from .removing import mixes, remove_
+from .refitting import ChannelRefit
+from .removing import mixes
+from .scoring import Scoring, resolved
+from .settings import ChannelSettings
 from .tracing import Trace, example, trace
-from .values import check_values, fingerprints
+from .values import check_values
 from .verifying import Trial, resizes, verified
 
 
-class ChannelPruner(Compressor):
+class ChannelPruner(ChannelSettings):
     """Removes whole channels: of every layer that gives them, and of every layer that reads them.
 
     What is left are the same layers with fewer channels, dense and plain, in a copy of the model.
@@ -56,12 +65,12 @@ class ChannelPruner(Compressor):
     ratio : float in [0, 1), default=0.5
         Share to be removed, of what `cost` says: 0.5 halves the model's parameters. The result
         removes as much or a little more, never less.
-    criterion : str or torch-pruning importance, default="merge"
-        What a channel is worth.
+    criterion : str, ChannelCriterion or torch-pruning importance, default="merge"
+        What a channel is worth: a registered name, or an instance.
 
         - ``"l1"``, ``"l2"``: sums of absolute or squared weights over all layers that give or read
-          it, relative to the mean of its group (torch-pruning's group norm, on weights as they are,
-          normalisations not folded in);
+          it, relative to the mean of its group (on weights as they are, normalisations not folded
+          in);
         - ``"batch_norm"``: its scales in batch normalisations, relative to the mean of its group;
         - ``"taylor"``: squared first-order change of the log-likelihood of the labels, or of labels
           that the model draws itself where the data has none;
@@ -83,7 +92,7 @@ class ChannelPruner(Compressor):
         Fit the layers that lost inputs to give what they gave, by least squares on the data, one
         after another in order of execution, each from what the smaller network gives it. "all":
         also linear layers and convolutions that lost none, which make up for what was lost before
-        them. "auto": "all" with ``criterion="merge"``, otherwise none.
+        them. "auto": "all" with ``criterion="merge"`` and others that say so, otherwise none.
     recalibrate_norm : bool or "auto", default="auto"
         Estimate mean and variance of batch normalisations anew on the data. "auto": where there are
         64 inputs or more and the outputs come closer by it.
@@ -109,6 +118,7 @@ class ChannelPruner(Compressor):
     ----------
     plan_ : ChannelPlan, which channels stay; `to_dict` makes it JSON-able
     report_ : ChannelReport, prints as a table
+    fitted_ : everything that was learnt, which `transform` applies
     n_parameters_in_, n_parameters_out_, n_flops_in_, n_flops_out_ : int
 
     Examples
@@ -131,70 +141,6 @@ class ChannelPruner(Compressor):
     (scales of normalisations).
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "ratio": [Interval(Real, 0, 1, closed="left")],
-        "criterion": [StrOptions({*PLAIN, *DATA}), callable],
-        "cost": [StrOptions({"parameters", "flops", "channels"})],
-        "allocation": [StrOptions({"global", "uniform"})],
-        "min_kept": [
-            Interval(Real, 0, 1, closed="neither"), Interval(Integral, 1, None, closed="left"),
-        ],
-        "round_to": [None, Interval(Integral, 1, None, closed="left")],
-        "refit": ["boolean", StrOptions({"auto", "all"})],
-        "recalibrate_norm": ["boolean", StrOptions({"auto"})],
-        "class_weight": [None, dict, StrOptions({"balanced"})],
-        "num_heads": [None, dict],
-        "layers": PATTERNS,
-        "exclude": PATTERNS,
-        "calibration_memory": [Interval(Real, 0, None, closed="neither")],
-        "max_positions": [None, Interval(Integral, 1, None, closed="left")],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }  # fmt: skip
-    search_space: ClassVar[SearchSpace] = {
-        "ratio": FloatRange(0.1, 0.8),
-        "criterion": Options((*sorted(PLAIN), *sorted(DATA))),
-        "allocation": Options(("global", "uniform")),
-    }
-
-    def __init__(
-        self,
-        ratio: float = 0.5,
-        criterion: Any = "merge",
-        *,
-        cost: str = "parameters",
-        allocation: str = "global",
-        min_kept: float = 0.1,
-        round_to: int | None = None,
-        refit: bool | str = "auto",
-        recalibrate_norm: bool | str = "auto",
-        class_weight: Any = None,
-        num_heads: Any = None,
-        layers: Any = None,
-        exclude: Any = (),
-        calibration_memory: float = 2**31,
-        max_positions: int | None = None,
-        random_state: Any = None,
-        verbose: bool | int = False,
-    ):
-        self.ratio = ratio
-        self.criterion = criterion
-        self.cost = cost
-        self.allocation = allocation
-        self.min_kept = min_kept
-        self.round_to = round_to
-        self.refit = refit
-        self.recalibrate_norm = recalibrate_norm
-        self.class_weight = class_weight
-        self.num_heads = num_heads
-        self.layers = layers
-        self.exclude = exclude
-        self.calibration_memory = calibration_memory
-        self.max_positions = max_positions
-        self.random_state = random_state
-        self.verbose = verbose
-
-    @torch.no_grad()
     def fit(
         self, model: nn.Module, data: object = None, sample_weight: object = None
     ) -> ChannelPruner:
@@ -207,80 +153,16 @@ class ChannelPruner(Compressor):
         sample_weight : array (n,), how much each sample counts, in the order of the data; times
             `class_weight`
         """
-        self._validate_params()
-        owner = type(self).__name__
-        if isinstance(self.ratio, bool):
-            rule = "a float in the range [0.0, 1.0)"
-            raise InvalidParameterError(
-                f"The 'ratio' parameter of {owner} must be {rule}. Got {self.ratio!r} instead."
-            )
-        check_model(owner, model)
-        if data is None:
-            raise NoInputsError(owner)
-        check_patterns("layers", self.layers, model)
-        check_patterns("exclude", self.exclude, model)
-        check_values(model)
-        batches = as_batches(owner, data, model)
-        data_in = weighted(batches, self.class_weight, sample_weight)
-        steps = Steps(device_of(model))
-        selection = select(model)
-        sites = {s.users[0][0]: s for s in selection.sites if s.alone and mixes(s.modules[0])}
-
-        with steps("trace"):
-            found, groups = self._groups(model, batches, selection)
-        with steps("observe"):
-            given = Calibration.observed(
-                data_in, model, list(sites.values()), memory=self.calibration_memory,
-                max_positions=self.max_positions, random_state=self.random_state,
-            )  # fmt: skip
-        with steps("rank"):
-            open_ = [group for group in groups if group.reason is None]
-            ranked, reasons = rankings(
-                self.criterion, model, open_, found, given, sites, self.verbose
-            )
-        groups = excluded(groups, reasons)
-        open_ = [group for group in groups if group.reason is None]
-        if not open_:
-            raise NoLayerError(owner, [(g.name, g.reason or "") for g in groups])
-        chosen = self._chosen(model, open_, ranked, sites, batches)
-
-        gone = removal(chosen)
-        resized = resizes(chosen)
-        fits: dict[str, Fit] = {}
-        refit = self.refit
-        if refit == "auto":
-            refit = "all" if self.criterion == "merge" else False
-        if refit:
-            everything = refit == "all"
-            readers = [s for n, s in sites.items() if everything or gone.get(n, ([], []))[1]]
-            with steps("refit"):
-                fits = ChannelRefit(gone, given).run(model, readers, self.verbose)
-        small = copied(model)
-        apply_(small.get_submodule, fits)
-        remove_(small, gone, resized)
-        closeness = Closeness(model, batches, self.calibration_memory)
-        with steps("recalibrate"):
-            norms, divergence = closeness.best(small, self.recalibrate_norm)
-        set_norms(small, norms)
-
-        self.plan_ = make_plan(
-            model, small, groups, {group.name: units for group, units in chosen}, gone, resized
-        )
-        self.n_parameters_in_, self.n_parameters_out_ = map(count_parameters, (model, small))
-        first = next(iter(batches))
-        self.n_flops_in_, self.n_flops_out_ = (
-            count_flops(observer(network), *first.args, **first.kwargs)
-            for network in (model, small)
-        )
-        self.report_ = ChannelReport(
-            self.plan_, self.n_parameters_in_, self.n_parameters_out_,
-            (self.n_flops_in_, self.n_flops_out_), divergence, tuple(steps.done),
-        )  # fmt: skip
-        self._fits, self._norms = fits, norms
-        self._seen = fingerprints(model, self.plan_.layers) if fits or norms else {}
+        self._fit(model, data, sample_weight)
         return self
 
-    @torch.no_grad()
+    def fit_transform(
+        self, model: nn.Module, data: object = None, sample_weight: object = None
+    ) -> nn.Module:  # type: ignore[override]
+        """`fit`, then `transform` of the same model; the network that was compared is given."""
+        return self._fit(model, data, sample_weight)
+
+    @computing
     def transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of `model` without the planned channels.
 
@@ -288,26 +170,72 @@ class ChannelPruner(Compressor):
             model on the meta device). Where layers were fitted or normalisations recalibrated with
             the data, other weights than the fitted ones are refused.
         """
-        check_is_fitted(self, "plan_")
-        check_model(type(self).__name__, model)
-        self.plan_.check(model)
-        small = copied(model)
-        if any(p.is_meta for p in model.parameters()):
-            return remove_(small, self.plan_.removal, self.plan_.resizes)
-        found = fingerprints(model, self._seen)
-        for name, known in self._seen.items():
-            if known != found[name]:
-                raise CalibratedWeightError(name)
-        apply_(small.get_submodule, self._fits)
-        remove_(small, self.plan_.removal, self.plan_.resizes)
-        set_norms(small, self._norms)
-        return small
+        check_is_fitted(self, "fitted_")
+        return self.fitted_.applied_to(model, type(self).__name__)
 
-    def fit_transform(
-        self, model: nn.Module, data: object = None, sample_weight: object = None
-    ) -> nn.Module:  # type: ignore[override]
-        """`fit`, then `transform` of the same model."""
-        return self.fit(model, data, sample_weight).transform(model)
+    @computing
+    def _fit(self, model: nn.Module, data: object, sample_weight: object) -> nn.Module:
+        """Learn all there is; gives the smaller network."""
+        batches = self._checked(model, data)
+        steps, selection = Steps(device_of(model)), select(model)
+        sites = {s.users[0][0]: s for s in selection.sites if s.alone and mixes(s.modules[0])}
+        with steps("observe"):
+            given = Calibration.observed(
+                model, list(sites.values()),
+                weighted(batches, self.class_weight, sample_weight), Recall(self._shared),
+                memory=self.calibration_memory, max_positions=self.max_positions,
+                random_state=self.random_state,
+            )  # fmt: skip
+        with steps("trace"):
+            found, groups = self._groups(model, batches, selection)
+        criterion = resolved(self.criterion, given.seed)
+        with steps("score"):
+            open_ = [group for group in groups if group.reason is None]
+            scoring = Scoring(criterion, found, given, sites, self.verbose)
+            ranked, reasons = scoring.rankings(open_)
+        groups = excluded(groups, reasons)
+        open_ = [group for group in groups if group.reason is None]
+        if not open_:
+            raise NoLayerError(batches.owner, [(g.name, g.reason or "") for g in groups])
+        chosen = self._chosen(open_, ranked, given)
+        gone, resized = removal(chosen), resizes(chosen)
+        wanted = "all" if getattr(criterion, "wants_refit", False) else False
+        refit = wanted if self.refit == "auto" else self.refit
+        done = Reconstruction()
+        if refit:
+            with steps("refit"):
+                done = self._refitted(given, sites, gone, everything=refit == "all")
+        kept = {
+            site.name: SameWeight(fingerprint(site.name, working_weight(site, None)))
+            for name, site in sites.items()
+            if name in gone
+        }
+        plan = make_plan(
+            model, groups, {group.name: units for group, units in chosen}, gone, resized
+        )
+        fitted = FittedChannels(
+            plan, {**kept, **done.replacements}, done.offsets, calibrated=bool(refit)
+        )
+        outcome = closest([fitted], given, steps, recalibrate=self.recalibrate_norm)
+        return self._learn(outcome, given, steps)
+
+    def _checked(self, model: nn.Module, data: object) -> Batches:
+        """Refuse whatever can be refused before any work."""
+        self._validate_params()
+        owner = type(self).__name__
+        if isinstance(self.ratio, bool):
+            rule = "a float in the range [0.0, 1.0)"
+            raise InvalidParameterError(
+                f"The 'ratio' parameter of {owner} must be {rule}. Got {self.ratio!r} instead."
+            )
+        resolved(self.criterion, 0)
+        check_model(owner, model)
+        if data is None:
+            raise NoInputsError(owner)
+        check_patterns("layers", self.layers, model)
+        check_patterns("exclude", self.exclude, model)
+        check_values(model)
+        return batches(owner, data, model)
 
     def _groups(
         self, model: nn.Module, batches: Batches, selection: Selection
@@ -315,26 +243,22 @@ class ChannelPruner(Compressor):
         """Find the groups, with a reason for those of which nothing goes."""
         found = trace(model, batches, selection)
         reasons = unwanted(model, found.groups, self.layers, self.exclude)
-        trial = Trial(model, example(batches), batches.owner)
+        trial = Trial(model, example(batches))
         groups = excluded(found.groups, reasons)
         return found, verified(trial, model, groups, self.num_heads or {})
 
     def _chosen(
         self,
-        model: nn.Module,
         groups: Sequence[ChannelGroup],
         ranked: Mapping[str, Any],
-        sites: Mapping[str, Site],
-        batches: Batches,
+        given: Calibration,
     ) -> list[tuple[ChannelGroup, tuple[int, ...]]]:
         """Meet the budget."""
-        total: float
+        model, total = given.model, 0.0
         if self.cost == "parameters":
             costs, total = parameter_costs(model, groups), count_parameters(model)
         elif self.cost == "flops":
-            total, calls = count_calls(model, list(sites.values()), batches)
-            flops = {name: sum(call.flops for call in found) for name, found in calls.items()}
-            costs = flop_costs(model, groups, flops)
+            costs, total = flop_costs(model, groups, next(iter(given.batches)))
         else:
             costs = channel_costs(model, groups)
             total = sum(cost.whole for cost in costs.values())
@@ -344,3 +268,33 @@ class ChannelPruner(Compressor):
             uniform=self.allocation == "uniform",
         )  # fmt: skip
         return [(group, gone[group.name]) for group in groups]
+
+    def _refitted(
+        self, given: Calibration, sites: Mapping[str, Site], gone: Removal, *, everything: bool
+    ) -> Reconstruction:
+        """Fit the layers that lose inputs, or all that mix channels."""
+        refit = ChannelRefit(gone)
+        readers = [
+            site for name, site in sites.items() if everything or gone.get(name, ([], []))[1]
+        ]
+        return reconstruct(
+            given, readers, refit.of_weight, refit.of_inputs, device=None, verbose=self.verbose
+        )
+
+    def _learn(self, outcome: Outcome, given: Calibration, steps: Steps) -> nn.Module:
+        """Set what was learnt; gives the smaller network."""
+        small, fitted = outcome.network, outcome.fitted
+        assert small is not None
+        # Statistics of the data make the result one for these weights.
+        self.fitted_ = replace(fitted, calibrated=fitted.calibrated or bool(fitted.norms))
+        self.plan_ = self.fitted_.plan
+        self.n_parameters_in_, self.n_parameters_out_ = map(count_parameters, (given.model, small))
+        flops = registry.make("costs", "flops")
+        self.n_flops_in_, self.n_flops_out_ = (
+            int(given.cost_of(flops, network)) for network in (given.model, small)
+        )
+        self.report_ = ChannelReport(
+            self.plan_, self.n_parameters_in_, self.n_parameters_out_,
+            (self.n_flops_in_, self.n_flops_out_), outcome.divergence, tuple(steps.done),
+        )  # fmt: skip
+        return small

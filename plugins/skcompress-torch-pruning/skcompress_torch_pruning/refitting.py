@@ -7,90 +7,51 @@ layer will meet, and the goal is what the original layer gave from what it met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from skcompress.fitting.calibrated import Calibration
-from skcompress.fitting.factorizing import add_offset, missing_mean
-from skcompress.fitting.in_order import Goal, InOrder, StandIn
-from torch import Tensor, nn
+from torch import Tensor
 
-from skcompress.decompositions.regression import least_squares
-from skcompress.layers.reparametrized import copied
-from skcompress.network.weights import Site
+from skcompress.building import DenseWeight, Site, fingerprint, least_squares, working_weight
+from skcompress.protocols import Metric
 
 from .groups import Removal
-from .removing import columns, matrix
+from .removing import columns
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a layer gets instead of its weight, before channels are taken out of it.
-
-    weight : (groups, out, in, *kernel), zero where channels go
-    offset : (groups * out,), added to the outputs; None for nothing
-    offset_to : name of the module that adds it: the layer, or the batch normalisation after it
-    """
-
-    weight: Tensor
-    offset: Tensor | None = None
-    offset_to: str | None = None
-
-
-class ChannelRefit(InOrder):
-    """Least squares on the inputs that stay, one layer after another.
+class ChannelRefit:
+    """What `reconstruct` replaces weights by: least squares on the inputs that stay.
 
     gone : what goes of each layer
     """
 
-    def __init__(self, gone: Removal, calibration: Calibration):
-        super().__init__(calibration, None)
-        self._gone = gone
-        self._fits: dict[str, Fit] = {}
+    gone: Removal
 
-    def run(self, model: nn.Module, sites: Sequence[Site], verbose: bool | int) -> dict[str, Fit]:
-        """Give what was fitted by the name of the layer; each of these weights alone in its own."""
-        self.go(model, sites, verbose)
-        return self._fits
+    def of_weight(self, site: Site) -> DenseWeight:
+        """Give a weight that does not read what goes, and is the same otherwise."""
+        weight = working_weight(site, None)
+        stays = self._stays(site, weight)
+        stays = stays[:, None].reshape(len(stays), 1, -1, *(1,) * (weight.dim() - 3))
+        return DenseWeight(fingerprint(site.name, weight), weight * stays)
 
-    def fit_site(self, site: Site, goal: Goal) -> None:
-        name = site.users[0][0]
-        weight = site.slot.read().detach()
+    def of_inputs(self, site: Site, weight: Tensor, metrics: Sequence[Metric]) -> DenseWeight:
+        """Fit a weight (groups, out, in, *kernel) to its goals, zero where channels go."""
         result = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        stays = self._stays(name, weight)
+        stays = self._stays(site, weight)
         size = weight[0, 0, 0].numel()
-        for g, metric in enumerate(goal.metrics):
+        for g, metric in enumerate(metrics):
             inputs = stays[g].repeat_interleave(size)
-            if not bool(inputs.any()):
-                continue
-            part = weight[g][:, stays[g]].to(torch.promote_types(weight.dtype, torch.float32))
-            seen = replace(metric, inputs=metric.inputs.of(inputs), cross=metric.cross[:, inputs])
-            result[g][:, stays[g]] = least_squares(part, seen).to(weight.dtype)
-        offset = None if goal.means is None else missing_mean(result, *goal.means)
-        self._fits[name] = Fit(result, offset, goal.offset_to)
+            if bool(inputs.any()):
+                cross = metric.cross[:, inputs]
+                seen = replace(metric, inputs=metric.inputs.of(inputs), cross=cross)
+                result[g][:, stays[g]] = least_squares(weight[g][:, stays[g]], seen)
+        return DenseWeight(fingerprint(site.name, weight), result)
 
-    def stand_in(self, name: str, module: nn.Module, sites: Sequence[Site]) -> StandIn | None:
-        layer = copied(module)
-        weight = matrix(layer)
-        if name not in self._fits:  # nothing was collected for it
-            weight[~self._stays(name, weight)[:, None].expand(weight.shape[:3])] = 0
-            return StandIn(layer)
-        fit = self._fits[name]
-        weight.copy_(fit.weight)
-        return StandIn(layer, fit.offset, fit.offset_to)
-
-    def _stays(self, name: str, weight: Tensor) -> Tensor:
+    def _stays(self, site: Site, weight: Tensor) -> Tensor:
         """Which inputs stay, (groups, in)."""
         stays = torch.ones(weight.shape[0], weight.shape[2], dtype=torch.bool, device=weight.device)
-        stays[columns(weight, self._gone.get(name, ([], []))[1])] = False
+        gone = self.gone.get(site.users[0][0], ([], []))[1]
+        stays[columns(weight, gone)] = False
         return stays
-
-
-@torch.no_grad()
-def apply_(module_of: Callable[[str], nn.Module], fits: Mapping[str, Fit]) -> None:
-    """Write fits into the layers that `module_of` gives by name, in place."""
-    for name, fit in fits.items():
-        matrix(module_of(name)).copy_(fit.weight)
-        if fit.offset is not None and fit.offset_to is not None:
-            add_offset(module_of(fit.offset_to), fit.offset)

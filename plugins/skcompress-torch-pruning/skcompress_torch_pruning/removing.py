@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from skcompress.layers import kind_of
-from skcompress.layers.narrowed import note_number, note_shapes
+from skcompress.building import kind_of, note_number, note_shapes
 
 from .groups import Removal, Resize
 
@@ -23,6 +22,11 @@ PASSING = (ops.OPTYPE.DEPTHWISE_CONV, ops.OPTYPE.BN, ops.OPTYPE.PRELU, ops.OPTYP
 def mixes(layer: nn.Module) -> bool:
     """Whether every output of a layer is made of many inputs: linear layers, convolutions."""
     return ops.module2type(layer) in MIXING
+
+
+def transforms(layer: nn.Module) -> bool:
+    """Whether a layer has a weight for its inputs: one that mixes, or a depthwise convolution."""
+    return ops.module2type(layer) in (*MIXING, ops.OPTYPE.DEPTHWISE_CONV)
 
 
 def remove_(

@@ -5,22 +5,26 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch_pruning import ops
 from torch_pruning.dependency import Group as TiedGroup
 
-from skcompress.layers.reparametrized import copied
-from skcompress.network.batches import Batch, Batches, device_of
-from skcompress.network.observing import forward
-from skcompress.network.weights import Selection
-from skcompress.randomness import same_randomness
+from skcompress.building import (
+    Batch,
+    Batches,
+    Reducer,
+    Selection,
+    copied,
+    observe,
+    tensors_in,
+)
 
 from .errors import UntraceableError
 from .groups import ChannelGroup, Member
@@ -65,18 +69,12 @@ def example(data: Batches) -> Batch:
     args = batch.args
     if len(args) == 1 and not batch.kwargs and isinstance(args[0], Tensor) and args[0].dim() > 1:
         args = (args[0][:_FEW],)
-    return Batch(tree_map(lively, args), tree_map(lively, batch.kwargs), batch.mask)
+    return replace(batch, args=tree_map(lively, args), kwargs=tree_map(lively, batch.kwargs))
 
 
 def outputs(result: Any) -> list[Tensor]:
     """List the floating tensors in what a model gives."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            found += [leaf] if leaf.is_floating_point() else []
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += outputs(vars(leaf))
-    return found
+    return [x for x in tensors_in(result) if x.is_floating_point()]
 
 
 def trace(model: nn.Module, data: Batches, selection: Selection) -> Trace:
@@ -84,44 +82,62 @@ def trace(model: nn.Module, data: Batches, selection: Selection) -> Trace:
 
     selection : of all layers of the model, whatever the user wants of them
     """
-    copy = copied(model).eval()
+    copy = copied(model)
     for parameter in copy.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    batch = example(data)
-    owner = data.owner
+    tracing = _Tracing(selection)
+    # What is wrong with the model or the data says so before anything is traced.
+    observe(copy, [example(data)], tracing, title="trace", gradients=True)
+    return tracing.result
 
-    def call(network: nn.Module, _: Any) -> list[Tensor]:
-        found = [x for x in outputs(forward(network, 0, batch, owner)) if x.grad_fn is not None]
-        if not found:
-            raise UntraceableError(owner, "no gradient comes back from its outputs")
-        return found
 
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        same_randomness(device_of(copy)),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        # What is wrong with the model or the data says so in torch's own words.
-        call(copy, None)
+class _Tracing(Reducer):
+    """Runs a network again under torch-pruning's eyes.
+
+    result : the groups of its layers
+    """
+
+    result: Trace
+
+    def __init__(self, selection: Selection):
+        self._selection = selection
+
+    def attach(self, network: nn.Module) -> None:  # type: ignore[override]
+        self._network = network
+
+    def after(self, batch: Batch, output: Any) -> None:  # type: ignore[override]
+        def run(network: nn.Module, _: Any) -> list[Tensor]:
+            return _with_gradient(batch, network(*batch.args, **batch.kwargs))
+
+        _with_gradient(batch, output)
         try:
-            graph = tp.DependencyGraph().build_dependency(copy, batch, call, verbose=False)
-            tied = list(graph.get_all_groups())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = tp.DependencyGraph().build_dependency(
+                    self._network, batch, run, verbose=False
+                )
+                tied = list(graph.get_all_groups())
         except Exception as cause:
             why = f"torch-pruning raised {type(cause).__name__}: {cause}"
-            raise UntraceableError(owner, why) from cause
-    names = {module: name for name, module in copy.named_modules()}
-    known = _Layers(copy, selection)
-    # From the outputs backwards, as the graph has them: the model's own order reads better.
-    order = {name: n for n, name in enumerate(names.values())}
-    found = {}
-    for group in tied:
-        record = known.record(group, graph, names)
-        found[record.name] = record, group
-    ordered = sorted(found, key=order.__getitem__)
-    return Trace([found[n][0] for n in ordered], {n: found[n][1] for n in ordered})
+            raise UntraceableError(batch.owner, why) from cause
+        names = {module: name for name, module in self._network.named_modules()}
+        known = _Layers(self._network, self._selection)
+        # From the outputs backwards, as the graph has them: the model's own order reads better.
+        order = {name: n for n, name in enumerate(names.values())}
+        found = {}
+        for group in tied:
+            record = known.record(group, graph, names)
+            found[record.name] = record, group
+        ordered = sorted(found, key=order.__getitem__)
+        self.result = Trace([found[n][0] for n in ordered], {n: found[n][1] for n in ordered})
+
+
+def _with_gradient(batch: Batch, result: Any) -> list[Tensor]:
+    found = [x for x in outputs(result) if x.grad_fn is not None]
+    if not found:
+        raise UntraceableError(batch.owner, "no gradient comes back from its outputs")
+    return found
 
 
 class _Layers:

@@ -12,16 +12,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from skcompress.layers.reparametrized import copied
-from skcompress.network.batches import Batch, device_of
-from skcompress.network.observing import forward
-from skcompress.network.weights import matches
-from skcompress.randomness import same_randomness
+from skcompress.building import Batch, Reducer, copied, matches, observe
 
 from .groups import ChannelGroup, Resize, removal
 from .removing import remove_, unread_
@@ -39,14 +36,13 @@ Chosen = Sequence[tuple[ChannelGroup, Sequence[int]]]
 class Trial:
     """A model to take channels from, on a few inputs.
 
-    model : stays as it is; batch : of its inputs; owner : whose data they are
+    model : stays as it is; batch : of its inputs
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, owner: str):
-        self._model = copied(model).double().eval()
-        self._owner = owner
+    def __init__(self, model: nn.Module, batch: Batch):
+        self._model = copied(model).double()
         args, kwargs = tree_map(_double, (batch.args, batch.kwargs))
-        self._batch = Batch(args, kwargs, batch.mask)
+        self._batch = replace(batch, args=args, kwargs=kwargs)
 
     def fault(self, chosen: Chosen) -> str | None:
         """Say what goes wrong without these units; None for nothing."""
@@ -67,8 +63,18 @@ class Trial:
         return None
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
-        with same_randomness(device_of(network)), torch.no_grad():
-            return outputs(forward(network, 0, self._batch, self._owner))
+        given = _Given()
+        observe(network, [self._batch], given)
+        return given.outputs
+
+
+class _Given(Reducer):
+    """Keeps what a network gives for the last batch."""
+
+    outputs: list[Tensor]
+
+    def after(self, batch: Batch, *results: Any) -> None:
+        self.outputs = outputs(results)
 
 
 def _double(value: object) -> object:

@@ -10,13 +10,16 @@ import pytest
 import torch
 from channel_cases import CASES, Residual, case, widths
 from skcompress_torch_pruning import ChannelPlan, ChannelPruner
+from skcompress_torch_pruning.budget import flop_costs
 from skcompress_torch_pruning.errors import NoInputsError, RatioError, UntraceableError
+from skcompress_torch_pruning.tracing import trace
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
 import skcompress
 from skcompress import SVDCompressor, count_flops, count_parameters, errors, registry
+from skcompress.building import batches, select
 from skcompress.testing import check_compressor, check_untouched, snapshot
 
 PLAIN = {"refit": False, "recalibrate_norm": False}
@@ -52,6 +55,18 @@ def test_the_budget_is_met_by_as_little_as_can_be(name, cost):
 
 def _stays(group):
     return group.reason is not None and "best use" not in group.reason
+
+
+def test_flops_of_every_kind_of_layer_count():
+    model, x = case("depthwise, grouped, gated")
+    data = batches("T", x, model)
+    groups = trace(model, data, select(model)).groups
+    costs, total = flop_costs(model, groups, next(iter(data)))
+    wide = torch.zeros(16, 16, 8, 8)
+    assert costs["depthwise"].whole == count_flops(model.depthwise, wide) > 0
+    assert costs["project"].whole == count_flops(model.project, wide)
+    assert total == count_flops(model, x)
+    assert sum(cost.whole for cost in costs.values()) == pytest.approx(total)
 
 
 def test_one_channel_less_would_not_do():
@@ -99,7 +114,7 @@ def test_a_ratio_that_cannot_be_reached_says_what_can():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "half"}, {"ratio": True}, {"criterion": "l3"},
+    [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "half"}, {"ratio": True}, {"criterion": 3},
      {"cost": "bytes"}, {"min_kept": 0}, {"round_to": 0}, {"class_weight": "even"}],
 )  # fmt: skip
 def test_bad_settings_are_named(settings):
@@ -113,6 +128,8 @@ def test_what_cannot_be_done_says_why():
     model, x = case("residual")
     with pytest.raises(NoInputsError, match=r"pass inputs as the second argument"):
         ChannelPruner().fit(model)
+    with pytest.raises(errors.UnknownNameError, match="no channel_criteria is named 'l3'; did you"):
+        ChannelPruner(criterion="l3").fit(model, x)
     with pytest.raises(errors.SelectionError, match="exclude='stemm' matches no layer"):
         ChannelPruner(exclude="stemm").fit(model, x)
     with pytest.raises(errors.NoLayerError, match="outputs of the model"):
@@ -145,7 +162,7 @@ def test_model_hooks_and_randomness_are_untouched_even_on_errors(criterion):
     before, state = snapshot(model), torch.random.get_rng_state()
     ChannelPruner(0.3, criterion).fit_transform(model, x)
     check_untouched("fit", model, before)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(errors.ForwardError, match="could not be run on batch 0"):
         ChannelPruner(0.3, criterion).fit(model, x[:, :2])
     with pytest.raises(RatioError):
         ChannelPruner(0.99, criterion).fit(model, x)

@@ -182,5 +182,7 @@ def test_layers_and_exclude():
     wanted = ChannelPruner(0.2, "l2", layers="inner.0.0", **PLAIN).fit(model, x).plan_
     assert [group.name for group in wanted if group.reason is None] == ["inner.0.0"]
     assert wanted["inner.1.0"].reason == "inner.1.0 is not among layers"
-    spared = ChannelPruner(0.2, "l2", exclude="inner.0.3", **PLAIN).fit(model, x).plan_
-    assert spared["stem"].reason == "inner.0.3 is in exclude"
+    for pattern in ("inner.0.3", "inner.0.3.weight", "norm"):
+        spared = ChannelPruner(0.2, "l2", exclude=pattern, **PLAIN).fit(model, x).plan_
+        name = pattern.removesuffix(".weight")
+        assert spared["stem"].reason == f"{name} is in exclude"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,18 @@ import torch_pruning as tp
 from channel_cases import Residual, case
 from skcompress_torch_pruning import ChannelPruner
 from skcompress_torch_pruning.errors import LabelError
-from skcompress_torch_pruning.merging import Reading, elimination
+from skcompress_torch_pruning.gates import fisher, relevance
+from skcompress_torch_pruning.merging import Eliminated, elimination
+from skcompress_torch_pruning.tracing import trace
 from torch import nn
 
+from skcompress import registry
+from skcompress.building import batches, select
+from skcompress.protocols import ChannelCriterion, Metric
+from skcompress.testing import check_channel_criterion
+
 PLAIN = {"refit": False, "recalibrate_norm": False}
-EVERY = ["l1", "l2", "batch_norm", "taylor", "lrp", "merge"]
+EVERY = ["l1", "l2", "batch_norm", "taylor", "lrp", "merge"]  # but "random"
 
 
 def chain(bias: bool = True) -> nn.Module:
@@ -67,18 +75,12 @@ def test_scales_of_normalisations_decide(generator):
 
 
 def test_taylor_is_the_derivative_by_switching_a_channel_off(generator):
-    from skcompress_torch_pruning.differentiated import taylor_scores
-    from skcompress_torch_pruning.tracing import trace
-
-    from skcompress.network.batches import batches
-    from skcompress.network.weights import select
-
     model, x = case("residual")
     labels = torch.randint(5, (16,), generator=generator)
     data = batches("T", [(x, labels)], model)
     groups = trace(model, data, select(model)).groups
     (stem,) = (g for g in groups if g.name == "stem")
-    found = taylor_scores(model, [stem], data, 0)["stem"]
+    found = fisher(model, [stem], data, 0)["stem"]
 
     def likelihood(factor: float, channel: int) -> torch.Tensor:
         changed = copy.deepcopy(model).double()
@@ -94,13 +96,21 @@ def test_taylor_is_the_derivative_by_switching_a_channel_off(generator):
         )
 
 
+def test_relevance_is_conserved_where_inputs_have_both_signs(generator):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12, bias=False), nn.Linear(12, 4, bias=False))
+    data = batches("T", torch.randn(200, 6, generator=generator), model)
+    group = trace(model, data, select(model)).groups[0]
+    output = model(data.data).max(1).values
+    # Shares of a positive output are positive, and none is lost.
+    data = replace(data, data=data.data[output > 0.1])
+    found = relevance(model, [group], data, {})[group.name]
+    assert (found >= 0).all()
+    assert float(found.sum()) == pytest.approx(output[output > 0.1].mean().item(), rel=1e-4)
+
+
 def test_relevance_is_conserved_from_layer_to_layer(generator):
-    from skcompress_torch_pruning.differentiated import relevance_scores
-    from skcompress_torch_pruning.tracing import trace
-
-    from skcompress.network.batches import batches
-    from skcompress.network.weights import select
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -112,7 +122,7 @@ def test_relevance_is_conserved_from_layer_to_layer(generator):
         parameter.data.abs_()
     x = torch.rand(20, 6, generator=generator)
     data = batches("T", x, model)
-    found = relevance_scores(model, trace(model, data, select(model)).groups[:2], data)
+    found = relevance(model, trace(model, data, select(model)).groups[:2], data, {})
     output = model(x).max(1).values.mean().item()
     for scores in found.values():
         assert (scores >= 0).all()
@@ -133,7 +143,7 @@ def test_cost_of_a_channel_is_the_least_squares_error_without_it(generator):
         fitted = torch.linalg.lstsq(x[:, kept], goal).solution
         return float((x[:, kept] @ fitted - goal).square().sum()) / len(x) / energy
 
-    reading = Reading.of(weight, gram, None, columns, ridge=1e-12)
+    reading = Eliminated.of(weight, Metric.of_inputs(weight, gram), columns)
     first = reading.costs(range(6))
     assert first == pytest.approx([error([u]) for u in range(6)], rel=1e-5)
     order, scores = elimination([reading], 6)
@@ -201,6 +211,48 @@ def test_an_importance_of_torch_pruning_will_do(generator):
     given = ChannelPruner(0.4, theirs, **PLAIN).fit(model, x)
     named = ChannelPruner(0.4, "l2", **PLAIN).fit(model, x)
     assert given.plan_ == named.plan_
+
+
+class LargestWeight(ChannelCriterion):
+    """The largest weight that makes a channel."""
+
+    def scores(self, channels):
+        return torch.stack([weight.abs().amax(1) for weight in channels.given]).amax(0)
+
+
+def test_a_criterion_of_somebody_else(generator):
+    check_channel_criterion(LargestWeight())
+    model, x = chain(), torch.randn(4, 3, 6, 6, generator=generator)
+    pruner = ChannelPruner(0.4, LargestWeight(), layers="0", cost="channels", **PLAIN)
+    largest = model[0].weight.abs().amax((1, 2, 3))
+    assert went(pruner.fit(model, x).plan_) == set(largest.argsort()[:4].tolist())
+
+
+def test_a_criterion_of_another_package_is_found_by_name(tmp_path, monkeypatch):
+    source = (
+        "from skcompress.protocols import ChannelCriterion\n"
+        "class Drawn(ChannelCriterion):\n"
+        "    needs = ('moments',)\n"
+        "    def scores(self, channels):\n"
+        "        return -channels.readings[0].weight.abs().sum(0)\n"
+    )
+    (tmp_path / "somebodys_criteria.py").write_text(source)
+    info = tmp_path / "somebodys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    points = "[skcompress.channel_criteria]\nlargest_first = somebodys_criteria:Drawn\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model, x = chain(), torch.randn(4, 3, 6, 6)
+    pruner = ChannelPruner(0.5, "largest_first", layers="3", cost="channels", **PLAIN)
+    read = model[5].weight.abs().sum((0, 2, 3))
+    assert went(pruner.fit(model, x).plan_, "3") == set(read.argsort()[4:].tolist())
+    assert "largest_first" in registry.names("channel_criteria")
+
+
+@pytest.mark.parametrize("name", [*EVERY, "random"])
+def test_criteria_keep_the_laws(name):
+    check_channel_criterion(registry.make("channel_criteria", name))
 
 
 def test_labels_that_are_no_classes_of_the_model_are_refused(generator):

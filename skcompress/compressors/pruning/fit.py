@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ...fitting.calibration import Calibration
 from ...fitting.candidates import NOT_REACHED, working_weight
+from ...fitting.choices import plan_of
 from ...fitting.digests import Fingerprint, fingerprint
 from ...fitting.reconstruction import Reconstruction, reconstruct
 from ...masks import masked, n_nonzero
 from ...metrics import count_bytes, count_nonzeros
-from ...network.weights import Selection, Site, flat_shape
-from ...plan import LayerPlan, Plan, Zeros
+from ...network.weights import Selection, Site
+from ...plan import Plan, Zeros
 from ...protocols import Criterion, DataCriterion, SparsityAllocation
 from ...ranking import pieces
 from ...threads import results_side_by_side
@@ -178,47 +179,32 @@ class PruningFit:
             known[site.name] = replace(known[site.name], values=values)
 
     def plan(self, pruned: Mapping[str, Any]) -> Plan:
-        """One row per weight or untouched module, in the order of the model."""
-        rows = {
-            left.name: LayerPlan(
-                left.name, left.kind, left.shape, left.size, left.size, reason=left.reason
-            )
-            for left in self.selection.left
-        }
+        """Say of each weight how many of its values are zero."""
         scheme = type(self.method.criterion).__name__.lower()
         if self.method.pattern is not None:
             scheme += " {}:{}".format(*self.method.pattern)
-        planned = results_side_by_side(
+        sites = self.selection.sites
+        rows = results_side_by_side(
             lambda site: self._row(site, scheme, pruned.get(site.name)),
-            self.selection.sites,
+            sites,
             size=lambda site: site.slot.size,
         )
-        rows |= {row.name: row for row in planned}
-        return Plan(tuple(rows[name] for name in self.selection.order if name in rows))
+        return plan_of(
+            self.selection, {site.name: row for site, row in zip(sites, rows, strict=True)}
+        )
 
-    def _row(self, site: Site, scheme: str, known: PrunedWeight | None) -> LayerPlan:
-        row: dict[str, Any] = {
-            "name": site.name,
-            "kind": site.kind,
-            "shape": flat_shape(site.slot.shape),
-            "groups": site.slot.groups,
-            "before": site.slot.size,
-            "after": site.slot.size,
-            "shared_with": tuple(module for module, _ in site.users[1:]),
-        }
+    def _row(self, site: Site, scheme: str, known: PrunedWeight | None) -> dict[str, Any]:
         if known is None:
-            row["reason"] = self.reasons[site.name]
-        else:
-            weight = working_weight(site, self.device)
-            n_before, n_lost, error = _loss(weight, known.kept(weight.device))
-            n_after = n_before - n_lost
-            if known.values is not None:
-                n_after = n_nonzero(known.values)
-            row["after"] = weight.numel()
-            row["scheme"] = scheme
-            row["nonzeros"] = n_before, n_after
-            row["error"] = error
-        return LayerPlan(**row)
+            return {"reason": self.reasons[site.name]}
+        weight = working_weight(site, self.device)
+        n_before, n_lost, error = _loss(weight, known.kept(weight.device))
+        n_after = n_before - n_lost if known.values is None else n_nonzero(known.values)
+        return {
+            "after": weight.numel(),
+            "scheme": scheme,
+            "nonzeros": (n_before, n_after),
+            "error": error,
+        }
 
 
 def zeros(model: nn.Module, plan: Plan) -> Zeros:

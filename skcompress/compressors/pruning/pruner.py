@@ -58,8 +58,8 @@ class Pruner(PruningCompressor):
         The least share (float) or number (int) of values that stays in each weight, so that none
         vanishes. ``"auto"``: 0.01, or half of what `sparsity` leaves where that is less.
     recalibrate_norm : bool or "auto", default="auto"
-        With data: estimate mean and variance of batch normalisations anew. ``"auto"``: if the
-        outputs come closer by it.
+        With data: estimate mean and variance of batch normalisations anew. ``"auto"``: if there
+        are 64 samples or more, and the outputs come closer by it.
     class_weight : dict, "balanced" or None
         With data ``(inputs, labels)``: how much inputs of each class count, for what a criterion
         asks of the data and for `refit`; 1 for labels that the dict does not have. ``"balanced"``:
