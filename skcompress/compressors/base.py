@@ -26,6 +26,7 @@ from ..fitting.memo import Memo, Recall
 from ..fitting.offers import NO_SPARSE, WeightOffers, offered, storable
 from ..fitting.reconstruction import Reconstruction, assembled, reconstruct
 from ..fitting.steps import Steps
+from ..fitting.through_time import amplifications
 from ..layers import densify
 from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
@@ -140,8 +141,15 @@ class FactorizingCompressor(FactorizingSettings):
         whole, cost = (model if given is None else given.model), method.cost
         n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
 
+        fed_back: dict[str, float] = {}
+        if given is not None and calibrated:
+            with steps("run freely"):
+                fed_back = amplifications(given, found, self.device, self.verbose)
+
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
-            layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
+            layers = [
+                o.layer(importance.get(o.name, 1.0) * fed_back.get(o.name, 1.0)) for o in offers
+            ]
             choices, reasons = choose_options(
                 layers, selection.sites, self.rank, method.allocation, n_whole, method.cost
             )

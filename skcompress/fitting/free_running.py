@@ -115,6 +115,9 @@ class FreeRunning:
         # The weights by themselves, which no round is to be worse than.
         alone = {slot: self._make(self._sites[slot]) for slot in own}
         best = RecurrentFit({slot: made for slot, made in alone.items() if made is not None})
+        self._set(recurrence, best)
+        for z, moments in zip(recurrence.preactivations, met, strict=True):
+            best.offsets |= missing_means(z, joint_weight(z, self._trial), moments)
         runs = self._tried(recurrence, best)
         error = least = state_error(goals, runs, self._batches)
         for _ in range(ROUNDS):
@@ -132,6 +135,10 @@ class FreeRunning:
 
     def _tried(self, recurrence: Recurrence, found: RecurrentFit) -> list[Unrolled]:
         """Run with what was found, and what the original has besides."""
+        self._set(recurrence, found)
+        return [recurrence.run(self._trial, given) for given in self._after]
+
+    def _set(self, recurrence: Recurrence, found: RecurrentFit) -> None:
         values, trial = {}, self._trial
         for z in recurrence.preactivations:
             for slot in z.rows.keys() & self._sites.keys():
@@ -144,7 +151,6 @@ class FreeRunning:
                     value = value + offset.to(value)
                 getattr(trial, bias).detach().copy_(value)
         write(trial, values)
-        return [recurrence.run(trial, given) for given in self._after]
 
     def _moments(
         self, z: Preactivation, goals: Sequence[Unrolled], runs: Sequence[Unrolled]
@@ -179,12 +185,19 @@ class FreeRunning:
             made = self._fit(self._sites[slot], weight, [metric])
             found.replacements[slot] = made
             joint[rows[:, None], inputs] = _matrix(made.value(weight)).to(joint)
-        missing = goal.outputs[0] - joint @ goal.inputs[0]
-        for slot, bias in z.biases.items():
-            rows = z.rows[slot].to(missing.device)
-            found.offsets[bias] = missing[rows]
-            # Of several biases that are added to the same number one makes up for it.
-            missing = missing.index_fill(0, rows, 0.0)
+        found.offsets |= missing_means(z, joint, goal)
+
+
+def missing_means(z: Preactivation, joint: Tensor, goal: Anchored) -> dict[str, Tensor]:
+    """What is to be added to biases, by their names, so that z has the mean of its goal."""
+    missing = goal.outputs[0] - joint.to(goal.outputs) @ goal.inputs[0]
+    offsets = {}
+    for slot, bias in z.biases.items():
+        rows = z.rows[slot].to(missing.device)
+        offsets[bias] = missing[rows]
+        # Of several biases that are added to the same number one makes up for it.
+        missing = missing.index_fill(0, rows, 0.0)
+    return offsets
 
 
 def _matrix(value: Factors | Tensor) -> Tensor:

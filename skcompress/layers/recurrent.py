@@ -138,6 +138,8 @@ class RecurrentKind(LayerKind):
 
     def slots(self, module: Any) -> list[Slot]:
         names = [n for n in module._flat_weights_names if n.startswith("weight")]
+        # Nothing is added to what a projection gives.
+        biased = {n for n in names if module.bias and not n.startswith("weight_hr")}
         return [
             Slot(
                 name,
@@ -145,6 +147,7 @@ class RecurrentKind(LayerKind):
                 matrix_reader(getattr(module, name)),
                 (getattr(module, name),),
                 tieable=False,
+                bias=name.replace("weight", "bias") if name in biased else None,
             )
             for name in names
         ]

@@ -76,12 +76,23 @@ def state_error(
     """Sum of the squared differences of all states of two runs, at the steps that count."""
     total = 0.0
     for batch, old, new in zip(batches, before, after, strict=True):
-        if old.states.x.shape != new.states.x.shape:
-            continue
-        squares = (new.states.x - old.states.x).to(torch.float64).square().sum(1)
-        weights = None if batch.weights is None else new.states.spread(batch.weights)
-        if weights is not None:
-            squares = squares * weights.to(squares)
-        index = new.states.kept(batch.mask)
-        total += float((squares if index is None else squares[index]).sum())
+        if old.states.x.shape == new.states.x.shape:
+            total += _summed(new.states, new.states.x - old.states.x, batch)
     return total
+
+
+def state_energy(runs: Sequence[Unrolled], batches: Sequence[Batch]) -> float:
+    """Sum of the squared differences of all states from their mean, at the steps that count."""
+    mean = torch.cat([run.states.x for run in runs]).mean(0)
+    pairs = zip(runs, batches, strict=True)
+    return sum(_summed(run.states, run.states.x - mean, batch) for run, batch in pairs)
+
+
+def _summed(states: Rows, values: Tensor, batch: Batch) -> float:
+    """Sum of the squares of values at the positions of states."""
+    squares = values.to(torch.float64).square().sum(1)
+    weights = None if batch.weights is None else states.spread(batch.weights)
+    if weights is not None:
+        squares = squares * weights.to(squares)
+    index = states.kept(batch.mask)
+    return float((squares if index is None else squares[index]).sum())

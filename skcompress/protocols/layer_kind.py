@@ -30,6 +30,8 @@ class Slot:
     part : which part of the parameter it is, where one parameter stores several weights;
         None where it is all of it
     tieable : whether a layer that shares the parameter can share the factors
+    bias : the parameter of the layer that is added to what this weight alone gives, where it is
+        another than `bias`; by its name in the layer
     """
 
     name: str
@@ -38,6 +40,7 @@ class Slot:
     parameters: tuple[nn.Parameter, ...]
     part: int | None = None
     tieable: bool = True
+    bias: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
