@@ -132,6 +132,9 @@ class FactorizingCompressor(FactorizingSettings):
                 given = given.with_gradients(self.metric == "fisher", self.verbose)
         with steps("factorize"):
             found = self._findings(selection, method, given if calibrated else None, recall)
+            fed_back: Mapping[str, float] = {}
+            if given is not None and calibrated:
+                fed_back = amplifications(given, found, self.device, self.verbose)
             calls = None if given is None else given.structure.calls
             offers = [
                 offered(site, found[site.name], method.storages, method.cost, calls)
@@ -140,11 +143,6 @@ class FactorizingCompressor(FactorizingSettings):
         require_support(type(self).__name__, selection.sites, offers, method.decompositions)
         whole, cost = (model if given is None else given.model), method.cost
         n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
-
-        fed_back: dict[str, float] = {}
-        if given is not None and calibrated:
-            with steps("run freely"):
-                fed_back = amplifications(given, found, self.device, self.verbose)
 
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
             layers = [

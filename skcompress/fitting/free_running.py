@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,20 +97,22 @@ class FreeRunning:
         done = RecurrentFit()
         for recurrence in recurrences:
             goals = [recurrence.run(self._module, given) for given in self._before]
-            found = self._fitted(recurrence, goals)
+            found, runs = self._fitted(recurrence, goals)
             done.replacements |= found.replacements
             done.offsets |= found.offsets
             self._before = [run.following for run in goals]
-            self._after = [run.following for run in self._tried(recurrence, found)]
+            self._after = [run.following for run in runs]
         return done
 
-    def _fitted(self, recurrence: Recurrence, goals: Sequence[Unrolled]) -> RecurrentFit:
-        """Fit the weights of one recurrence, and run it, in turns."""
+    def _fitted(
+        self, recurrence: Recurrence, goals: Sequence[Unrolled]
+    ) -> tuple[RecurrentFit, list[Unrolled]]:
+        """Fit the weights of one recurrence, and run it, in turns; give how it runs then too."""
         slots = (slot for z in recurrence.preactivations for slot in z.rows)
         own = [slot for slot in slots if slot in self._sites]
-        if not own:
-            return RecurrentFit()
         runs = self._tried(recurrence, RecurrentFit())
+        if not own:
+            return RecurrentFit(), runs
         met = [self._moments(z, goals, runs) for z in recurrence.preactivations]
         # The weights by themselves, which no round is to be worse than.
         alone = {slot: self._make(self._sites[slot]) for slot in own}
@@ -118,8 +120,9 @@ class FreeRunning:
         self._set(recurrence, best)
         for z, moments in zip(recurrence.preactivations, met, strict=True):
             best.offsets |= missing_means(z, joint_weight(z, self._trial), moments)
-        runs = self._tried(recurrence, best)
-        error = least = state_error(goals, runs, self._batches)
+        best_runs = runs = self._tried(recurrence, best)
+        error = state_error(goals, runs, self._batches)
+        least = error if isfinite(error) else inf
         for _ in range(ROUNDS):
             if isfinite(error):  # states that have run away say nothing
                 now = (self._moments(z, goals, runs) for z in recurrence.preactivations)
@@ -129,9 +132,9 @@ class FreeRunning:
                 self._fit_together(z, moments, found)
             runs = self._tried(recurrence, found)
             error = state_error(goals, runs, self._batches)
-            if error < least or not isfinite(least):
-                least, best = error, found
-        return best
+            if error < least:
+                least, best, best_runs = error, found, runs
+        return best, best_runs
 
     def _tried(self, recurrence: Recurrence, found: RecurrentFit) -> list[Unrolled]:
         """Run with what was found, and what the original has besides."""
@@ -139,6 +142,7 @@ class FreeRunning:
         return [recurrence.run(self._trial, given) for given in self._after]
 
     def _set(self, recurrence: Recurrence, found: RecurrentFit) -> None:
+        """Write what was found into the trial, and the original's values where there is none."""
         values, trial = {}, self._trial
         for z in recurrence.preactivations:
             for slot in z.rows.keys() & self._sites.keys():
