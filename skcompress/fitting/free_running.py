@@ -118,8 +118,9 @@ class FreeRunning:
         alone = {slot: self._make(self._sites[slot]) for slot in own}
         best = RecurrentFit({slot: made for slot, made in alone.items() if made is not None})
         self._set(recurrence, best)
-        for z, moments in zip(recurrence.preactivations, met, strict=True):
-            best.offsets |= missing_means(z, joint_weight(z, self._trial), moments)
+        for z in recurrence.preactivations:
+            known = self._moments(z, goals, goals)
+            best.offsets |= missing_means(z, joint_weight(z, self._trial), known)
         best_runs = runs = self._tried(recurrence, best)
         error = state_error(goals, runs, self._batches)
         least = error if isfinite(error) else inf

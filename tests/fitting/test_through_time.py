@@ -8,6 +8,8 @@ from models import random, seeded
 from torch import nn
 
 from skcompress import SVDCompressor
+from skcompress.compressors import base
+from skcompress.fitting.through_time import amplifications
 
 
 class Reader(nn.Module):
@@ -28,17 +30,36 @@ class Reader(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
-def kept(gain: float, **settings) -> float:
-    """Numbers of the fed-back weight that a plan keeps, as a share."""
+def times(monkeypatch, gain: float) -> dict[str, float]:
+    """What a fit finds that errors of weights are multiplied by."""
+    found: dict[str, float] = {}
+
+    def noted(*args):
+        found.update(amplifications(*args))
+        return found
+
+    monkeypatch.setattr(base, "amplifications", noted)
     model = seeded(lambda: Reader(gain)).eval()
+    SVDCompressor(rank=0.7).fit(model, random(96, 30, 8, seed=1).float())
+    return found
+
+
+def test_errors_come_back_as_often_as_states_do(monkeypatch):
+    strong, weak = times(monkeypatch, 1.2), times(monkeypatch, 0.1)
+    assert set(strong) == {"layer.weight_ih_l0", "layer.weight_hh_l0"}
+    # Where states hardly come back, hardly any of the error of their weight is in them.
+    assert strong["layer.weight_hh_l0"] > 5 * weak["layer.weight_hh_l0"]
+
+
+def test_budgets_follow(monkeypatch):
+    model = seeded(lambda: Reader(1.0)).eval()
     x = random(96, 30, 8, seed=1).float()
-    compressor = SVDCompressor(rank=0.7, pivot=True, **settings).fit(model, x)
-    row = compressor.plan_["layer.weight_hh_l0"]
-    return row.after / row.before
 
+    def kept(times: float) -> int:
+        monkeypatch.setattr(base, "amplifications", lambda *_: {"layer.weight_hh_l0": times})
+        return SVDCompressor(rank=0.6, pivot=True).fit(model, x).plan_["layer.weight_hh_l0"].after
 
-def test_what_comes_back_for_longer_is_kept_better():
-    assert kept(1.2) > kept(0.1)
+    assert kept(0.01) < kept(100.0)
 
 
 def test_the_model_stays_as_it_is_and_plans_are_the_same_twice():
