@@ -27,6 +27,7 @@ from ..fitting.memo import Memo, Recall
 from ..fitting.offers import NO_SPARSE, WeightOffers, offered, storable
 from ..fitting.reconstruction import Reconstruction, assembled, reconstruct
 from ..fitting.steps import Steps
+from ..fitting.through_time import amplifications
 from ..layers import densify
 from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
@@ -104,6 +105,9 @@ class FactorizingCompressor(FactorizingSettings):
                 given = given.with_gradients(self.metric == "fisher", self.verbose)
         with steps("factorize"):
             found = self._findings(selection, method, given if calibrated else None, recall)
+            fed_back: Mapping[str, float] = {}
+            if given is not None and calibrated:
+                fed_back = amplifications(given, found, self.device, self.verbose)
             calls = None if given is None else given.structure.calls
             offers = [
                 offered(site, found[site.name], method.storages, method.cost, calls)
@@ -114,7 +118,9 @@ class FactorizingCompressor(FactorizingSettings):
         n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
 
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
-            layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
+            layers = [
+                o.layer(importance.get(o.name, 1.0) * fed_back.get(o.name, 1.0)) for o in offers
+            ]
             choices, reasons = choose_options(
                 layers, selection.sites, self.rank, method.allocation, n_whole, method.cost
             )
