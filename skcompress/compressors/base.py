@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,10 @@ from typing import Any
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import registry
+from ..errors import DamageWarning
 from ..fitting.calibration import Calibration
 from ..fitting.candidates import Findings, of_inputs, of_weights, with_every_rank, working_weight
 from ..fitting.choices import asked_ranks, choose_options, make_plan, rank_patterns
@@ -34,7 +35,7 @@ from ..network.normalization import fold, foldable_norms
 from ..network.structure import Structure
 from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
-from ..plan import LayerPlan, Report
+from ..plan import LayerPlan, Report, doubts
 from ..protocols import Allocation, Cost, Decomposition, Storage
 from .checks import (
     check_device,
@@ -75,41 +76,13 @@ class FactorizingCompressor(FactorizingSettings):
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
         return [d for d in decompositions if d.unsupported(shape) is None]
 
-    def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
-        """Factorise every layer and divide the budget; `model` stays as it is.
-
-        model : torch.nn.Module with values
-        data : unlabelled inputs, for the metric of the activations: a tensor, an array, a
-            DataLoader, or any iterable of batches that can be read again. A batch is a
-            tensor, a tuple or list whose first item is the input, or a dict of keyword
-            inputs. The metric of the weights does not use it; a budget of FLOPs uses the
-            shapes of its first batch.
-        """
-        self._fit(model, data)
-        return self
-
-    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
-        """`fit`, then `transform` of the same model; the network that was compared is given."""
-        network = self._fit(model, data)
-        return self.transform(model) if network is None else network
-
-    @computing
-    def transform(self, model: nn.Module) -> nn.Module:
-        """Give a copy of `model` with the planned layers replaced.
-
-        model : the fitted model or another one of the same architecture (a later
-            checkpoint; a model on the meta device, which gives the structure alone)
-        """
-        check_is_fitted(self, "plan_")
-        return self.fitted_.applied_to(model, type(self).__name__)
-
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
     @computing
     def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
-        """Learn all there is; gives the compressed network where it was built on the way."""
+        # The metric of the weights does not use the data; a budget of FLOPs uses its shapes.
         method = self._checked(model)
         calibrated = uses_data(self, method.cost, data)
         selection = select(model, self.layers, self.exclude)
@@ -321,6 +294,9 @@ class FactorizingCompressor(FactorizingSettings):
             measured=outcome.errors,
             folded=tuple(norms),
         )
+        doubtful = self.report_.doubtful
+        if not outcome.fitted.calibrated and 2 * len(doubtful) > len(self.ranks_):
+            warnings.warn(doubts(doubtful, self.plan_), DamageWarning, stacklevel=6)
 
     def _fingerprint(self, site: Site) -> Fingerprint:
         return fingerprint(site.name, working_weight(site, self.device))
