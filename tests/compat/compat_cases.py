@@ -14,8 +14,8 @@ from skcompress import LowRankCompressor, MagnitudePruner, SVDCompressor
 from skcompress.decompositions.low_rank_sparse import LowRankSparse
 
 
-def _three_steps(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return (random(3, 2, 10, dtype=dtype),)
+def _two_steps(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return (random(2, 3, 10, dtype=dtype),)
 
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.dtype], tuple[Tensor, ...]]]] = {
@@ -36,10 +36,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.dtype], tuple[Te
     "attention": LAYERS["attention"],
     "lstm": (
         lambda: nn.LSTM(10, 12, bidirectional=True),
-        _three_steps,
+        _two_steps,
     ),
-    "gru": (lambda: nn.GRU(10, 12), _three_steps),
-    "rnn": (lambda: nn.RNN(10, 12, nonlinearity="relu"), _three_steps),
+    "gru": (lambda: nn.GRU(10, 12), _two_steps),
+    "rnn": (lambda: nn.RNN(10, 12, nonlinearity="relu"), _two_steps),
     "experts": LAYERS["experts"],
 }
 RECURRENT = ("lstm", "gru", "rnn")
