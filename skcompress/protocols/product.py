@@ -15,6 +15,8 @@ def n_pivots(stage: Stage) -> int:
 
 def whole(tensor: Tensor, groups: int, pivots: Pivots | None) -> Tensor:
     """Join what is stored of a factor with the identity that is not."""
+    if type(tensor).dequantize is not Tensor.dequantize:
+        tensor = tensor.dequantize()  # torchao's tensors can be multiplied by, but not cut up
     if pivots is None:
         return tensor
     stored = tensor.flatten(1).unflatten(0, (groups, -1))
