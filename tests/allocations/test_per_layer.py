@@ -29,9 +29,11 @@ def test_uniform_keeps_the_fraction_of_each_layer():
         assert 0.5 * one.dense - step < cost <= 0.5 * one.dense
 
 
-def test_uniform_names_the_layer_that_cannot_get_so_small():
-    with pytest.raises(BudgetError, match=r"layer 'head'.*exclude=\['head'\]"):
-        Uniform().allocate([layer(np.ones(3), 3, 40, "head")], 0.3, 0)
+def test_uniform_leaves_what_cannot_get_so_small():
+    small, large = layer(np.ones(3), 3, 40, "head"), layer(np.ones(20), 20, 40)
+    assert Uniform().allocate([small, large], 0.3, 0)[0] is None
+    with pytest.raises(BudgetError, match=r"layer 'head' keeps at least 0\.3584.*>= 0\.3584"):
+        Uniform().allocate([small], 0.3, 0)
 
 
 def test_energy_keeps_just_enough():

@@ -60,8 +60,11 @@ def test_pivots_store_the_same_factors(trained, digits):
         small = plain.fit_transform(trained, seen), pivoted.fit_transform(trained, seen)
         assert plain.ranks_ == pivoted.ranks_ == {"3": (10, 10), "6": (6, 6), "9": (12, 12)}
         assert pivoted.n_parameters_out_ < plain.n_parameters_out_
-        # Refinement stops before it has converged: rounding in the layers before moves its end.
-        assert error(*small, new) < (1e-4 if way == "independent" else 2e-3)
+        # Refinement multiplies in float32 and stops before it has converged: rounding in the layers
+        # before moves its end, by a small part of what is lost, and to a place just as good.
+        lost, other = (error(trained, each, new) for each in small)
+        assert lost == pytest.approx(other, rel=2e-3)
+        assert error(*small, new) < (1e-4 if way == "independent" else 0.02 * lost)
 
 
 def test_the_last_factor_of_each_group_is_the_best_there_is(trained, digits):
