@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -284,9 +284,19 @@ class Report:
         """Sentences on zeros, and on a fit with data."""
         sentences = [] if self.zeros is None else [str(self.zeros)]
         if self.divergence is not None:
-            sentences.append(f"divergence of the outputs on the data: {self.divergence:.4g}")
+            sentences.append(
+                f"divergence of the outputs on the data: {self.divergence:.4g}, "
+                f"{_verdict(self.divergence)}"
+            )
             sentences.append(", ".join(map(str, self.steps)))
+        elif self.zeros is None and self.doubtful:
+            sentences.append(doubts(self.doubtful, self.plan))
         return sentences
+
+    @property
+    def doubtful(self) -> list[str]:
+        """Names of weights of which a fit without data loses so much that networks break by it."""
+        return [row.name for row in self.plan if row.rank is not None and row.error > _LARGE]
 
     def _tabulate(self, style: str) -> str:
         unused = {"measured"} if not self.measured else set()
@@ -307,6 +317,32 @@ class Report:
     def _repr_html_(self) -> str:
         sentences = "".join(f"<p>{escape(s)}</p>" for s in (self._total(), *self._fit()))
         return self._tabulate("html") + sentences
+
+
+# Relative error of a weight; half of them beyond it, without data, destroyed every real network
+# that was tried.
+_LARGE = 0.3
+# Of the outputs of networks that lost less than a point of accuracy, and less than ten.
+_LITTLE, _SOME = 0.05, 0.25
+
+
+def _verdict(divergence: float) -> str:
+    """Say what a difference of outputs, in nats or as a relative squared error, has meant."""
+    if divergence < _LITTLE:
+        return "as of networks that lose little"
+    if divergence < _SOME:
+        return "expect some loss: check it, or keep more"
+    return "expect damage: keep more, or give more inputs of the kind that counts"
+
+
+def doubts(names: Sequence[str], plan: Plan) -> str:
+    """Say that errors predicted without data are of the kind that destroys networks."""
+    n = sum(row.rank is not None for row in plan)
+    return (
+        f"{len(names)} of {n} compressed weights lose more than {_LARGE:.0%} of their norm: "
+        "without data, networks with many such weights usually break. Pass a few hundred inputs "
+        "as data, keep more, or train with a smoothness penalty first"
+    )
 
 
 def _flops(n_in: int, n_out: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import registry
+from ..errors import DamageWarning
 from ..fitting.calibration import Calibration
 from ..fitting.candidates import Findings, of_inputs, of_weights, with_every_rank, working_weight
 from ..fitting.choices import asked_ranks, choose_options, make_plan, rank_patterns
@@ -34,7 +36,7 @@ from ..network.normalization import fold, foldable_norms
 from ..network.structure import Structure
 from ..network.weighting import weighted
 from ..network.weights import Selection, Site, check_model, check_patterns, require_sites, select
-from ..plan import LayerPlan, Report
+from ..plan import LayerPlan, Report, doubts
 from ..protocols import Allocation, Cost, Decomposition, Storage
 from .checks import (
     check_device,
@@ -321,6 +323,9 @@ class FactorizingCompressor(FactorizingSettings):
             measured=outcome.errors,
             folded=tuple(norms),
         )
+        doubtful = self.report_.doubtful
+        if not outcome.fitted.calibrated and 2 * len(doubtful) > len(self.ranks_):
+            warnings.warn(doubts(doubtful, self.plan_), DamageWarning, stacklevel=4)
 
     def _fingerprint(self, site: Site) -> Fingerprint:
         return fingerprint(site.name, working_weight(site, self.device))

@@ -31,6 +31,7 @@ from .data import (
     SampleWeightError,
 )
 from .models import (
+    DamageWarning,
     HugeWeightError,
     InverseError,
     MetaWeightError,
@@ -118,6 +119,7 @@ __all__ = [
     "ConstraintError",
     "CriterionScoreError",
     "CriterionValueError",
+    "DamageWarning",
     "DataTypeError",
     "DenseScoreError",
     "EmptyDataError",

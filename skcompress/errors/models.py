@@ -110,6 +110,10 @@ class ModelMismatchError(SkcompressError, ValueError):
         )
 
 
+class DamageWarning(UserWarning):
+    """A fit without data whose predicted errors are of the kind that destroys networks."""
+
+
 class InverseError(SkcompressError, ValueError):
     """`inverse_transform` of a compressor whose result cannot be taken back."""
 
