@@ -128,7 +128,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         header = ["", *(f"{keep:.0%} kept" for keep in keeps), "s", "s of all cores", "MiB"]
         texts.append(
             f"{dense['network']}: {dense['parameters_in']:,} parameters, {dense['quality']:.2f} "
-            f"({dense['unit']}) dense, {dense['threads']} threads\n\n"
+            f"({dense['unit']}) dense; threads: {dense['threads']}\n\n"
             + tabulate(
                 list(_lines(dense, own, keeps)),
                 header,
