@@ -79,10 +79,11 @@ class LagSum:
     That of one call is made of two sums that are small, of lags and of ends, and so is that of
     many: what is as large as the result is done once.
 
-    taps, step : of the kernel, in numbers of the signal
+    shape : groups, in, taps; step : from tap to tap, in numbers of the signal
     """
 
-    def __init__(self, groups: int, channels: int, taps: int, step: int, device: torch.device):
+    def __init__(self, shape: tuple[int, int, int], step: int, device: torch.device):
+        groups, channels, taps = shape
         self._taps, self._step = taps, step
         like: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self._lags = torch.zeros(groups, taps, channels, channels, **like)

@@ -178,7 +178,8 @@ class SquareSum:
         self._shape, self._device = (groups, n, n), device
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._total: Tensor | None = None
-        self._lags: LagSum | None = None
+        # By the step of their kernels: layers that share a weight may be dilated differently.
+        self._lags: dict[int, LagSum] = {}
 
     def add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
         """Add columns x of some groups, each `share` times and by its weight w (positions,)."""
@@ -192,7 +193,7 @@ class SquareSum:
     def keeps(self, n_more: int) -> bool:
         """Whether so many more columns would still be kept as they are."""
         n_kept = sum(len(counts) for _, counts in self._kept)
-        whole = self._total is not None or self._lags is not None
+        whole = self._total is not None or self._lags
         return not whole and n_kept + n_more < self._shape[1]
 
     def add_signals(
@@ -204,11 +205,11 @@ class SquareSum:
         """
         channels = shift.unflatten(1, (-1, signals.taps))[:, :, 0]
         x = signals.less(channels, weights)
-        if self._lags is None:
+        if signals.step not in self._lags:
+            shape = (*x.shape[:2], signals.taps)
             with torch.inference_mode(False):
-                groups, inputs = x.shape[:2]
-                self._lags = LagSum(groups, inputs, signals.taps, signals.step, self._device)
-        self._lags.add(x, share)
+                self._lags[signals.step] = LagSum(shape, signals.step, self._device)
+        self._lags[signals.step].add(x, share)
 
     def _whole(self) -> Tensor:
         """Give the sum as a matrix, from now on."""
@@ -227,7 +228,7 @@ class SquareSum:
 
         The sum is used up.
         """
-        if self._total is None and self._lags is None:
+        if self._total is None and not self._lags:
             return self._spanned(weight, mean)
         # In place: a second copy of the largest of all tensors would double the memory.
         found = self._matrix().div_(weight[:, None, None])
@@ -236,11 +237,11 @@ class SquareSum:
 
     def _matrix(self) -> Tensor:
         """Give the sum, (groups, n, n); it is used up."""
-        lags, self._lags = self._lags, None
-        if lags is None:
-            return mirror(self._whole())
-        found = lags.matrix()
-        if self._kept or self._total is not None:  # of calls with few positions
+        sums = list(self._lags.values())
+        found = sums.pop().matrix() if sums else mirror(self._whole())
+        for lags in sums:
+            found += lags.matrix()
+        if self._lags and (self._kept or self._total is not None):  # of calls with few positions
             found += mirror(self._whole())
         return found
 
