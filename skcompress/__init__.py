@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -139,3 +141,49 @@ def _provided(name: str, kind: str, plugin: str, package: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_QUANTIZERS = "transformers.quantizers.auto"
+
+
+class _WhenTransformersIsImported:
+    """Lets `save_pretrained` and `from_pretrained` know compressed models.
+
+    Transformers has no entry points, and importing skcompress does not import it: this stands among
+    the finders of modules and waits for somebody who does.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _QUANTIZERS:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((found for found in specs if found is not None), None)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                _register()
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def _register() -> None:
+    try:
+        import_module(".checkpoint.huggingface.quantizer", __name__).register()
+    except Exception as cause:  # of a version of transformers that works otherwise
+        warnings.warn(
+            "save_pretrained and from_pretrained of this version will not do for compressed models "
+            f"({type(cause).__name__}: {cause}); skcompress.save and load do",
+            stacklevel=2,
+        )
+
+
+if _QUANTIZERS in sys.modules:
+    _register()
+elif not any(type(finder).__name__ == _WhenTransformersIsImported.__name__
+             for finder in sys.meta_path):  # fmt: skip
+    sys.meta_path.insert(0, _WhenTransformersIsImported())  # type: ignore[arg-type]

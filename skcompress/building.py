@@ -36,6 +36,7 @@ models
 `copied`             a copy with values of its own
 `note_shapes`        notes on a layer what it was before channels go, so that it can be saved
 `note_number`        the same of a number that a module holds, of heads for one
+`let_save`           lets models of transformers within a model save themselves as they are now
 `fold`               a copy with normalisations multiplied in; `foldable_norms` says which can be
 ==================== ===============================================================================
 """
@@ -53,6 +54,7 @@ from .fitting.reconstruction import Reconstruction, reconstruct
 from .fitting.steps import Steps
 from .layers import kind_of
 from .layers.narrowed import note_number, note_shapes
+from .layers.pretrained import let_save
 from .layers.reparametrized import copied
 from .network.batches import Batch, Batches, batches, device_of, n_samples
 from .network.normalization import fold, foldable_norms
@@ -110,6 +112,7 @@ __all__ = [
     "foldable_norms",
     "kind_of",
     "least_squares",
+    "let_save",
     "matches",
     "n_samples",
     "note_number",

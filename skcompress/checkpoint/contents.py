@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,7 @@ class Contents:
 
 
 def contents_of(model: nn.Module) -> Contents:
-    """List the tensors of a model; what cannot be stored is a `SaveError` that names it."""
+    """List the tensors of a model as they are, with values or without."""
     contents = Contents()
     first: dict[int, str] = {}
     for name, tensor, saved in named_tensors(model):
@@ -40,11 +40,16 @@ def contents_of(model: nn.Module) -> Contents:
             contents.ties[name] = first[id(tensor)]
             continue
         first[id(tensor)] = name
-        contents.tensors[name] = _storable(name, tensor)
+        contents.tensors[name] = tensor
         if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
             contents.frozen.append(name)
     _refuse_more(model)
     return contents
+
+
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors for a file; what cannot be stored is a `SaveError` that names it."""
+    return {name: _storable(name, tensor) for name, tensor in tensors.items()}
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.pivot import PivotedFactor
+from ..layers.pretrained import settle
 from ..layers.sparse import SparseTerm
-from ..layers.tied_names import rename_ties
 from .contents import named_tensors
+from .huggingface.folder import is_pretrained_folder, load_pretrained
 from .reading import SavedModel, opened
 from .rebuilding import put, rebuilt
 from .skeleton import skeleton_of
@@ -27,7 +28,7 @@ def load(
 ) -> nn.Module:
     """Load a model that `save` wrote: the same outputs, bit for bit.
 
-    path : of the file, or of the folder
+    path : of the file, or of the folder, of `save_pretrained` too
     model_or_factory : the function that builds the architecture that was compressed, without
         arguments, or such a model, on any device, whose numbers do not matter. It stays as it is.
     device : where the result lies
@@ -49,13 +50,15 @@ def load(
     >>> load(path, make)[0].weight.dtype
     torch.float16
     """
+    if is_pretrained_folder(Path(path)):
+        return load_pretrained(Path(path), skeleton_of(model_or_factory)).to(device)
     with opened(Path(path)) as saved:
         skeleton = skeleton_of(model_or_factory)
         model = rebuilt(skeleton, saved)
         _fill(model, saved)
         with saved.blamed():
             _set_modes(model, saved.structure["training"])
-    rename_ties(skeleton, model)
+    settle(skeleton, model)
     return model.to(device)
 
 
@@ -68,7 +71,7 @@ def _fill(model: nn.Module, saved: SavedModel) -> None:
         read: dict[str, Tensor] = {}
         for name, empty, stored in places:
             if not stored:
-                _to_precision(model, name, empty, computed.get(name))
+                to_precision(model, name, empty, computed.get(name))
                 continue
             source = ties.get(name, name)
             if source not in read:
@@ -88,7 +91,7 @@ def _read(saved: SavedModel, name: str, empty: Tensor, trained: bool) -> Tensor:
     return tensor
 
 
-def _to_precision(model: nn.Module, name: str, buffer: Tensor, dtype: str | None) -> None:
+def to_precision(model: nn.Module, name: str, buffer: Tensor, dtype: str | None) -> None:
     """Give a buffer that the model computed itself the precision that it was used in."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if isinstance(found, torch.dtype) and buffer.is_floating_point() and found.is_floating_point:

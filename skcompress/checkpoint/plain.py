@@ -9,8 +9,8 @@ from torch import nn
 from ..errors import ModelTypeError, PlainError
 from ..layers import replace_modules
 from ..layers.narrowed import forget
+from ..layers.pretrained import settle
 from ..layers.substitution import fusable
-from ..layers.tied_names import rename_ties
 from ..protocols import Factorized, Memo
 
 
@@ -57,7 +57,7 @@ def to_plain(model: nn.Module, *, dense: bool = False) -> nn.Module:
     result = replace_modules(model, build)
     if reasons:
         raise PlainError(reasons)
-    rename_ties(model, result)
+    settle(model, result)
     for module in result.modules():
         forget(module)
         if isinstance(module, nn.TransformerEncoder) and not fusable(module.layers[0]):

@@ -28,19 +28,17 @@ FORGED = (
 )  # fmt: skip
 
 
-class SavedModel:
-    """The structure in a file or folder, and its tensors, read one at a time.
+class Description:
+    """What a file says of a model, without the numbers.
 
-    shapes : of every tensor of the model that is stored, as the model has it
+    path : of the file, for messages; structure : as in docs/format.md; shapes : of every tensor of
+    the model that is stored, as the model has it
     """
 
-    def __init__(self, path: Path, header: Mapping[str, str], files: Mapping[str, Any]):
-        self.path = path
-        self._files = files
-        self.structure = _structure(path, header)
-        with self.blamed():
-            self._packages = self._checked_packages()
-            self.shapes = self._checked_shapes()
+    def __init__(
+        self, path: Path, structure: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ):
+        self.path, self.structure, self.shapes = path, structure, shapes
 
     @contextmanager
     def blamed(self, about: str = "") -> Iterator[None]:
@@ -53,6 +51,17 @@ class SavedModel:
             what = f"{about}: " if about else ""
             fault = f"{what}it is damaged or forged ({type(cause).__name__}: {str(cause)[:200]})"
             raise CheckpointFileError(self.path, fault) from cause
+
+
+class SavedModel(Description):
+    """The structure in a file or folder, and its tensors, read one at a time."""
+
+    def __init__(self, path: Path, header: Mapping[str, str], files: Mapping[str, Any]):
+        super().__init__(path, _structure(path, header), {})
+        self._files = files
+        with self.blamed():
+            self._packages = self._checked_packages()
+            self.shapes = self._checked_shapes()
 
     def _checked_packages(self) -> dict[str, dict[str, str]]:
         """Give the parts of each packed tensor by their names, with the names in the file."""

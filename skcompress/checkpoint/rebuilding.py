@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..layers.reparametrized import make_plain
 from ..protocols import Factors, Memo
 from ..protocols.product import multiply_out
 from .contents import named_tensors
-from .reading import SavedModel
+from .reading import Description, SavedModel
 from .structure import noted, shape_from, stages_from
 
 # Each group of a factor is taken apart while its shape is checked.
@@ -34,6 +34,20 @@ def rebuilt(model: nn.Module, saved: SavedModel) -> nn.Module:
     ArchitectureError : `model` is of another architecture; the first difference
     CheckpointFileError : the structure contradicts itself
     """
+    result = _restructured(model, saved, lambda name: True)
+    with saved.blamed():
+        _same_tensors(result, saved)
+    return result
+
+
+def restructured(model: nn.Module, saved: Description) -> nn.Module:
+    """As `rebuilt`, of a model that has layers and tensors of which nothing is said."""
+    return _restructured(model, saved, saved.structure["layers"].__contains__)
+
+
+def _restructured(
+    model: nn.Module, saved: Description, is_compared: Callable[[str], bool]
+) -> nn.Module:
     stand_ins, layers = saved.structure["stand_ins"], saved.structure["layers"]
     inside: set[nn.Module] = set()
     with saved.blamed():
@@ -45,7 +59,7 @@ def rebuilt(model: nn.Module, saved: SavedModel) -> nn.Module:
                 inside.update(module.modules())
             elif _is_folded(module, notes):
                 continue
-            else:
+            elif is_compared(name):
                 _compare(name, module, notes)
             _narrow(name, module, notes)
         known = {name for name, _ in model.named_modules()}
@@ -64,7 +78,6 @@ def rebuilt(model: nn.Module, saved: SavedModel) -> nn.Module:
     with saved.blamed():
         _add_biases(model, result, saved)
         _tie(result, saved.structure["ties"])
-        _same_tensors(result, saved)
     return result
 
 
@@ -73,7 +86,7 @@ def _is_folded(module: nn.Module, notes: Mapping[str, Any]) -> bool:
     return isinstance(module, _BatchNorm) and notes.get("class") == "Identity"
 
 
-def _add_biases(model: nn.Module, result: nn.Module, saved: SavedModel) -> None:
+def _add_biases(model: nn.Module, result: nn.Module, saved: Description) -> None:
     """Give layers without bias the one that a folded normalisation has left them, in place."""
     layers = saved.structure["layers"]
     folded = [
@@ -148,7 +161,7 @@ def _narrow(name: str, module: nn.Module, notes: Mapping[str, Any]) -> None:
 
 
 def _stand_in(
-    saved: SavedModel, name: str, module: nn.Module, notes: Mapping[str, Any], memo: Memo
+    saved: Description, name: str, module: nn.Module, notes: Mapping[str, Any], memo: Memo
 ) -> nn.Module:
     kind = layer_kinds().get(notes["kind"])
     if kind is None:

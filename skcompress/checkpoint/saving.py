@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ModelTypeError, SaveError
-from .contents import contents_of, dtype_name
+from ..layers.pretrained import is_pretrained
+from .contents import contents_of, dtype_name, storable
 from .files import checksum, metadata, write_file, write_folder
+from .huggingface.folder import write_pretrained
 from .structure import structure_of
 from .zeros import SEPARATOR, packed
 
@@ -22,7 +26,8 @@ def save(model: nn.Module, path: str | PathLike[str], *, shard_bytes: int = 50 *
 
     model : its structure is read off it; how it was compressed does not matter
     path : of one safetensors file; of a folder where there is one already, or where the model
-        has more than `shard_bytes`, with files of at most so many and their index
+        has more than `shard_bytes`, with files of at most so many and their index. Of a model of
+        transformers a folder unless it ends in ".safetensors": that of `save_pretrained`.
 
     What is shared is stored once, zeros of pruned weights take a bit each or less. Afterwards the
     whole file is there and on the disk; after an error the one that was there before.
@@ -43,9 +48,14 @@ def save(model: nn.Module, path: str | PathLike[str], *, shard_bytes: int = 50 *
     """
     if not isinstance(model, nn.Module):
         raise ModelTypeError("save", model)
+    if is_pretrained(model) and Path(path).suffix != ".safetensors":
+        with _told(Path(path)):
+            write_pretrained(model, Path(path), shard_bytes)
+        return
     contents = contents_of(model)
+    values = storable(contents.tensors)
     structure = structure_of(model, contents)
-    tensors, structure["packed"] = _stored(contents.tensors)
+    tensors, structure["packed"] = _stored(values)
     structure["tensors"] = {
         name: [dtype_name(t.dtype), list(t.shape), checksum(t)] for name, t in tensors.items()
     }
@@ -82,11 +92,17 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str], limit
             f"{str(path)!r} is a file, and a model of {size} bytes goes into a folder",
             f"give another path, or shard_bytes above {size}",
         )
-    try:
+    with _told(path):
         if in_folder:
             write_folder(path, tensors, header, limit)
         else:
             write_file(path, tensors, header)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as cause:
         raise SaveError(
             f"{str(path)!r} cannot be written ({type(cause).__name__}: {cause})",

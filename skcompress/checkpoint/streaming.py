@@ -194,7 +194,8 @@ def _carried_out(
         raise
     model = task.architecture.model
     result = task.work.applied(plan, model, task.work.selection)
-    contents = Contents.of(result, task.architecture, replaced_modules(task.groups, plan))
+    replaced = replaced_modules(task.groups, plan)
+    contents = Contents.of(result, task.architecture, replaced, task.source)
     single = task.source.path.is_file()
     shards = Shards(
         place.result,
@@ -206,7 +207,7 @@ def _carried_out(
         with steps("factors"):
             _write(task, plan, contents, shards, journal, verbose)
         if not single:
-            write_companions(task.source, place.result, contents.structure(plan))
+            write_companions(task.source, place.result, contents, plan)
         if task.source.stamp() != stamp:
             place.discard()
             raise SourceChangedError(task.source.path)

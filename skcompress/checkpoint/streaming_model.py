@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..plan import Plan
+from .huggingface.folder import CONFIG
 from .streaming_architecture import named_tensors
 from .streaming_journal import Workplace
 from .streaming_output import Shards
@@ -33,7 +34,8 @@ def write_model(
     """
     single = companions_of is None
     place = Workplace(destination, WHOLE if single else None)
-    contents = Contents.whole(model)
+    source = None if companions_of is None else Source.at(companions_of)
+    contents = Contents.whole(model, source)
     with place.alone():
         journal = place.begin({"source": None}, overwrite=overwrite, restart=True)
         metadata = contents.metadata(plan) if single else None
@@ -42,9 +44,8 @@ def write_model(
         shards.create()
         write_tensors(model, contents, shards)
         shards.sync()
-        if companions_of is not None:
-            source = Source.at(companions_of)
-            write_companions(source, place.result, contents.structure(plan))
+        if source is not None:
+            write_companions(source, place.result, contents, plan)
         place.finish(journal)
     return sum(entry.n_bytes for entry in contents.entries)
 
@@ -58,8 +59,15 @@ def write_tensors(compressed: nn.Module, contents: Contents, shards: Shards) -> 
     return names
 
 
-def write_companions(source: Source, folder: Path, structure: dict[str, Any]) -> None:
+def write_companions(source: Source, folder: Path, contents: Contents, plan: Plan) -> None:
     """Write beside the weights what the source's folder has beside its own, and the structure."""
     for file in source.companions():
         shutil.copyfile(file, folder / file.name)
-    (folder / FILE).write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
+    _write_json(folder / FILE, contents.about(plan))
+    further = contents.for_transformers()
+    if further:
+        _write_json(folder / CONFIG, {**json.loads((folder / CONFIG).read_bytes()), **further})
+
+
+def _write_json(path: Path, said: dict[str, Any]) -> None:
+    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -10,11 +10,16 @@ from typing import Any
 
 from torch import nn
 
+from ..layers.pretrained import METHOD, is_pretrained
 from ..plan import Plan
+from .contents import contents_of
+from .huggingface.structure import VERSION as PRETRAINED_VERSION
+from .huggingface.structure import is_compressed, markers, pretrained_structure
 from .streaming_architecture import Architecture, named_tensors
 from .streaming_layers import Group
 from .streaming_output import Entry
-from .streaming_source import Stored
+from .streaming_source import Source, Stored
+from .structure import structure_of
 
 # The file in the folder, and the key in the header of a single file.
 FILE = "skcompress.json"
@@ -27,19 +32,24 @@ class Contents:
     """The tensors of the result.
 
     copied : what stays as it is, by its name; shared : names that are not stored, since
-    another one has the same values
+    another one has the same values; structure : what the model is, as in docs/format.md;
+    pretrained : whether its config.json says that, for transformers
     """
 
     entries: list[Entry] = field(default_factory=list)
     copied: dict[str, Stored] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
+    structure: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
 
     @classmethod
-    def of(cls, result: nn.Module, architecture: Architecture, made: set[str]) -> Contents:
+    def of(
+        cls, result: nn.Module, architecture: Architecture, made: set[str], source: Source
+    ) -> Contents:
         """List what a compressed model without values consists of.
 
         result : of compressing the architecture's model; its names are those of the checkpoint
-        made : names of the layers that have been replaced
+        made : names of the layers that have been replaced; source : what it was made of
         """
         values = architecture.values
         stored = {name: values.get(id(t)) for name, t in named_tensors(architecture.model)}
@@ -61,11 +71,15 @@ class Contents:
         for further in architecture.further:
             found.entries.append(Entry(further.name, further.dtype, further.shape))
             found.copied[further.name] = further
+        found._describe(result, source)
         return found
 
     @classmethod
-    def whole(cls, result: nn.Module) -> Contents:
-        """List what a compressed model with values consists of."""
+    def whole(cls, result: nn.Module, source: Source | None) -> Contents:
+        """List what a compressed model with values consists of.
+
+        source : whose configuration goes along; None for none
+        """
         found = cls()
         kept: dict[int, str] = {}
         for name, tensor in named_tensors(result):
@@ -74,15 +88,37 @@ class Contents:
             else:
                 kept[id(tensor)] = name
                 found.entries.append(Entry.like(name, tensor))
+        found._describe(result, source)
         return found
 
-    def structure(self, plan: Plan) -> dict[str, Any]:
-        """Say what a reader has to know to build the compressed model, ready for JSON."""
-        return {"version": VERSION, "plan": plan.to_dict(), "shared": self.shared}
+    def _describe(self, result: nn.Module, source: Source | None) -> None:
+        configured = source is not None and source.config() is not None
+        self.pretrained = configured and is_pretrained(result)
+        if self.pretrained:
+            self.structure = pretrained_structure(result)
+            marks = markers(self.structure).items()
+            self.entries.extend(Entry.like(name, mark) for name, mark in marks)
+        else:
+            self.structure = structure_of(result, contents_of(result))
+        self.structure["ties"] = self.shared
+
+    def about(self, plan: Plan) -> dict[str, Any]:
+        """Say how the model was compressed, and what it is now unless config.json says so."""
+        said = {"version": VERSION, "plan": plan.to_dict()}
+        return said if self.pretrained else {**said, "structure": self.structure}
 
     def metadata(self, plan: Plan) -> Mapping[str, str]:
-        """Give the structure for the header of a single file."""
-        return {KEY: json.dumps(self.structure(plan), separators=(",", ":"))}
+        """Give what there is to say for the header of a single file."""
+        return {KEY: json.dumps(self.about(plan), separators=(",", ":"))}
+
+    def for_transformers(self) -> dict[str, Any]:
+        """What config.json has to say beside what it says of the original."""
+        if not (self.pretrained and is_compressed(self.structure)):
+            return {}
+        said = {
+            "quant_method": METHOD, "version": PRETRAINED_VERSION, "structure": self.structure,
+        }  # fmt: skip
+        return {"quantization_config": said}
 
 
 def replaced_modules(groups: list[Group], plan: Plan) -> set[str]:

@@ -11,7 +11,6 @@ from typing import Any
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import registry
@@ -28,6 +27,7 @@ from ..fitting.memo import Memo, Recall
 from ..fitting.offers import NO_SPARSE, WeightOffers, offered, storable
 from ..fitting.reconstruction import Reconstruction, assembled, reconstruct
 from ..fitting.steps import Steps
+from ..fitting.through_time import amplifications
 from ..layers import densify
 from ..metrics import count_parameters
 from ..network.batches import batches as as_batches
@@ -77,41 +77,13 @@ class FactorizingCompressor(FactorizingSettings):
         """Those of the candidates that compete for a weight (out, in, *kernel)."""
         return [d for d in decompositions if d.unsupported(shape) is None]
 
-    def fit(self, model: nn.Module, data: object = None) -> FactorizingCompressor:
-        """Factorise every layer and divide the budget; `model` stays as it is.
-
-        model : torch.nn.Module with values
-        data : unlabelled inputs, for the metric of the activations: a tensor, an array, a
-            DataLoader, or any iterable of batches that can be read again. A batch is a
-            tensor, a tuple or list whose first item is the input, or a dict of keyword
-            inputs. The metric of the weights does not use it; a budget of FLOPs uses the
-            shapes of its first batch.
-        """
-        self._fit(model, data)
-        return self
-
-    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
-        """`fit`, then `transform` of the same model; the network that was compared is given."""
-        network = self._fit(model, data)
-        return self.transform(model) if network is None else network
-
-    @computing
-    def transform(self, model: nn.Module) -> nn.Module:
-        """Give a copy of `model` with the planned layers replaced.
-
-        model : the fitted model or another one of the same architecture (a later
-            checkpoint; a model on the meta device, which gives the structure alone)
-        """
-        check_is_fitted(self, "plan_")
-        return self.fitted_.applied_to(model, type(self).__name__)
-
     def inverse_transform(self, model: nn.Module) -> nn.Module:
         """Give a copy of a compressed `model` with ordinary dense layers; same function."""
         return densify(check_model(type(self).__name__, model))
 
     @computing
     def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
-        """Learn all there is; gives the compressed network where it was built on the way."""
+        # The metric of the weights does not use the data; a budget of FLOPs uses its shapes.
         method = self._checked(model)
         calibrated = uses_data(self, method.cost, data)
         selection = select(model, self.layers, self.exclude)
@@ -133,6 +105,9 @@ class FactorizingCompressor(FactorizingSettings):
                 given = given.with_gradients(self.metric == "fisher", self.verbose)
         with steps("factorize"):
             found = self._findings(selection, method, given if calibrated else None, recall)
+            fed_back: Mapping[str, float] = {}
+            if given is not None and calibrated:
+                fed_back = amplifications(given, found, self.device, self.verbose)
             calls = None if given is None else given.structure.calls
             offers = [
                 offered(site, found[site.name], method.storages, method.cost, calls)
@@ -143,7 +118,9 @@ class FactorizingCompressor(FactorizingSettings):
         n_whole = cost.of_model(whole, (), {}) if given is None else given.cost_of(cost, whole)
 
         def fitted(importance: Mapping[str, float], on: Calibration | None) -> Fitted:
-            layers = [o.layer(importance.get(o.name, 1.0)) for o in offers]
+            layers = [
+                o.layer(importance.get(o.name, 1.0) * fed_back.get(o.name, 1.0)) for o in offers
+            ]
             choices, reasons = choose_options(
                 layers, selection.sites, self.rank, method.allocation, n_whole, method.cost
             )
@@ -325,7 +302,7 @@ class FactorizingCompressor(FactorizingSettings):
         )
         doubtful = self.report_.doubtful
         if not outcome.fitted.calibrated and 2 * len(doubtful) > len(self.ranks_):
-            warnings.warn(doubts(doubtful, self.plan_), DamageWarning, stacklevel=4)
+            warnings.warn(doubts(doubtful, self.plan_), DamageWarning, stacklevel=6)
 
     def _fingerprint(self, site: Site) -> Fingerprint:
         return fingerprint(site.name, working_weight(site, self.device))

@@ -12,6 +12,7 @@ import torch
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
+    RealNotInt,
     StrOptions,
     make_constraint,
 )
@@ -35,11 +36,11 @@ class _Share(Interval):
     """Any real number in (0, 1], a `Fraction` among them, which scikit-learn's cannot ask for."""
 
     def is_satisfied_by(self, val: Any) -> bool:
-        return isinstance(val, Real) and 0 < float(val) <= 1
+        return isinstance(val, Real) and not isinstance(val, Integral) and 0 < float(val) <= 1
 
 
 RANKS: list[Any] = [
-    _Share(Real, 0, 1, closed="right"),
+    _Share(RealNotInt, 0, 1, closed="right"),
     Interval(Integral, 1, None, closed="left"),
     StrOptions({"auto"}),
 ]

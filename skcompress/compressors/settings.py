@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ..protocols import Allocation, Compressor
+from ..protocols import Allocation
 from ..spaces import FloatRange, Options, Plugins, SearchSpace
 from .checks import PATTERNS, RANKS
+from .fitted import FittedCompressor
 
 SETTINGS = """
     allocation : str or Allocation, default="global"
@@ -104,7 +105,7 @@ SETTINGS = """
 
 
 @dataclass(eq=False, repr=False)
-class FactorizingSettings(Compressor):
+class FactorizingSettings(FittedCompressor):
     """Parameters of low-rank compressors; `SETTINGS` says what they mean.
 
     Where a class docstring has a line ``{settings}``, they are written there.

@@ -42,6 +42,7 @@ from .models import (
     NonFiniteWeightError,
     PatternTypeError,
     PlanMismatchError,
+    ResizeError,
     SelectionError,
 )
 from .penalties import ComputedWeightError, ProximalError, RegularizerValueError
@@ -161,6 +162,7 @@ __all__ = [
     "PluginTypeError",
     "ProximalError",
     "RegularizerValueError",
+    "ResizeError",
     "SampleWeightError",
     "SaveError",
     "ScheduleError",

@@ -24,6 +24,16 @@ class ModelCopyError(SkcompressError, ValueError):
         )
 
 
+class ResizeError(SkcompressError, TypeError):
+    """Embeddings, or an output layer, that transformers cannot resize."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(
+            f"resize_token_embeddings cannot resize {', '.join(map(repr, names))}: factors stand "
+            f"there. Resize first and compress then, or leave it dense: exclude={list(names)}"
+        )
+
+
 class SelectionError(SkcompressError, ValueError):
     """A pattern of `layers`, `exclude` or `rank` that matches nothing."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -113,7 +113,7 @@ class Fitted:
     plan : what happens to each weight; it names all of them
     replacements : of weights, by name
     offsets : what is to be added to the outputs of layers with bias, or of those before a batch
-        normalisation, by the name of that module
+        normalisation, by the name of that module; by the parameter's where there are several
     norms : mean and variance of batch normalisations, where they are to be others
     folded : normalisations that are multiplied into the layers before them, by these layers
     patterns : `layers` and `exclude` of the fit
@@ -172,7 +172,7 @@ class Fitted:
             write_into, list(dense), size=lambda name: sum(s.slot.size for s in dense[name])
         )
         for name, offset in self.offsets.items():
-            add_offset(result.get_submodule(name), offset)
+            add_offset(result.get_submodule, name, offset)
         self._narrow(result)
         set_norms(result, self.norms)
         return result
@@ -237,17 +237,22 @@ def missing_mean(value: Factors | Tensor, means: Means) -> Tensor:
     return (outputs - given[..., 0]).flatten()
 
 
-def add_offset(module: nn.Module, offset: Tensor) -> None:
+def add_offset(module_of: Callable[[str], nn.Module], name: str, offset: Tensor) -> None:
     """Add to what a layer gives, in place: by its bias, or by the mean that is taken off it.
 
-    module : the layer, or the batch normalisation after it
+    module_of : gives a module of the network by its name
+    name : of the layer, of the batch normalisation after it, or of a bias among several
     """
-    if isinstance(module, _BatchNorm):
-        assert module.running_mean is not None
-        module.running_mean.sub_(offset.to(module.running_mean))
-    else:
-        bias: Any = module.bias
-        bias.data.add_(offset.to(bias.data))
+    owner, _, own = name.rpartition(".")
+    bias: Any = module_of(owner)._parameters.get(own)
+    if bias is None:
+        module: Any = module_of(name)
+        if isinstance(module, _BatchNorm):
+            assert module.running_mean is not None
+            module.running_mean.sub_(offset.to(module.running_mean))
+            return
+        bias = module.bias
+    bias.data.add_(offset.to(bias.data))
 
 
 def set_norms(model: nn.Module, norms: NormStatistics) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,7 @@ from ..randomness import same_randomness
 from .calibration import Calibration, noise, on
 from .candidates import Findings, working_weight
 from .fitted import Replacement, add_offset, missing_mean, parameters, write
-
-Make = Callable[[Site], Replacement | None]
-Fit = Callable[[Site, Tensor, list[Metric]], Replacement]
-
+from .free_running import Fit, FreeRunning, Make
 
 # Of the metrics of factors.
 RIDGE = 1e-2
@@ -107,7 +104,10 @@ def reconstruct(
             networks, desc="reconstruct", unit="layer", total=len(networks), disable=not verbose
         )
         for name in bar:
-            offsets = _fitted(
+            offsets = _run_freely(
+                networks, name, by_module[name], calibration, make, fit, done, device
+            )
+            offsets |= _fitted(
                 networks, name, by_module[name], calibration, fit, done, device, ridge
             )
             _made(by_module[name], make, done)
@@ -115,7 +115,7 @@ def reconstruct(
             if layer is not None:
                 networks.replace(name, layer)
                 for target, offset in offsets.items():
-                    add_offset(networks.successor(target), offset)
+                    add_offset(networks.successor, target, offset)
                 done.offsets.update(offsets)
         for found in by_module.values():  # that no batch reaches
             _made(found, make, done)
@@ -129,6 +129,31 @@ def _made(sites: Iterable[Site], make: Make, done: Reconstruction) -> None:
             done.replacements[site.name] = made
 
 
+def _run_freely(
+    networks: Lockstep,
+    name: str,
+    sites: Iterable[Site],
+    calibration: Calibration,
+    make: Make,
+    fit: Fit,
+    done: Reconstruction,
+    device: Any,
+) -> dict[str, Tensor]:
+    """Fit the weights of a layer that decide what they are given; give what its biases miss."""
+    module = networks.pristine(name)
+    kind = kind_of(module)
+    own = {site.slot.name: site for site in sites if len(site.users) == 1 and not site.computed}
+    recurrences = kind.recurrences(module) if kind is not None and own else ()
+    calls = networks.calls(name) if recurrences else []
+    if not calls:
+        return {}
+    layer = FreeRunning(module, name, own, make, fit, calls, calibration, device)
+    found = layer.run(recurrences)
+    for slot, made in found.replacements.items():
+        done.replacements[own[slot].name] = made
+    return {f"{name}.{bias}".lstrip("."): offset for bias, offset in found.offsets.items()}
+
+
 def _fitted(
     networks: Lockstep,
     name: str,
@@ -140,7 +165,11 @@ def _fitted(
     ridge: float,
 ) -> dict[str, Tensor]:
     """Fit the weights of a layer that no other layer has; give what its mean outputs miss."""
-    own = {site.slot.name: site for site in sites if len(site.users) == 1}
+    own = {
+        site.slot.name: site
+        for site in sites
+        if len(site.users) == 1 and site.name not in done.replacements
+    }
     slots = {slot: site.slot for slot, site in own.items()}
     roots = {slot: calibration.roots(site) for slot, site in own.items()}
     offsets = {}

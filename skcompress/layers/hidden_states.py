@@ -6,6 +6,7 @@ torch gives the hidden states of the last layer only, so that the layers are run
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,33 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..protocols import Rows, rows
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What one layer of a recurrent module is given in one call.
+
+    x : (sequence, batch, in); lengths : (batch,), on the CPU
+    h, c : (layers * directions, batch, size), of the whole module before the first step
+    """
+
+    x: Tensor
+    lengths: Tensor
+    h: Tensor
+    c: Tensor
+
+    @classmethod
+    def of_call(cls, layer: Any, input: Any, hx: Any) -> Sequences:
+        """Read the arguments of a call."""
+        x, lengths = _time_first(layer, input)
+        batched = x.shape[1] > 1 or _is_batched(input)
+        return cls(x, lengths, *_initial_states(layer, hx, x, batched=batched))
+
+    @property
+    def inside(self) -> Tensor:
+        """(sequence, batch), False beyond the end of a sequence."""
+        steps = torch.arange(len(self.x), device=self.x.device)
+        return steps[:, None] < self.lengths.to(self.x.device)
 
 
 def recurrent_inputs(
@@ -23,29 +51,46 @@ def recurrent_inputs(
     Positions are (batch, sequence) whatever the layer's own order; those beyond the end
     of a packed sequence do not count.
     """
-    x, lengths = _time_first(layer, input)
-    n_steps, n_sequences = x.shape[:2]
-    inside = torch.arange(n_steps, device=x.device)[:, None] < lengths.to(x.device)
-    h, c = _initial_states(layer, hx, x, batched=n_sequences > 1 or _is_batched(input))
-    n_directions = 2 if layer.bidirectional else 1
+    given = Sequences.of_call(layer, input, hx)
     for depth in range(layer.num_layers):
-        here = slice(depth * n_directions, (depth + 1) * n_directions)
-        states = (h[here], c[here]) if layer.mode == "LSTM" else h[here]
-        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        done, _ = _single(layer, base, depth, x.shape[-1])(packed, states)
-        hidden, _ = pad_packed_sequence(done, total_length=n_steps)
-        for direction, own in enumerate(hidden.chunk(n_directions, dim=-1)):
-            suffix = f"_l{depth}" + ("_reverse" if direction else "")
-            before = _previous(own, h[here][direction], lengths, bool(direction))
-            found = {f"weight_ih{suffix}": x, f"weight_hh{suffix}": before}
-            projected = f"weight_hr{suffix}"
-            if projected in wanted:
-                start = c[here][direction]
-                found[projected] = _unprojected(layer, suffix, x, before, start, inside)
-            for name, value in found.items():
-                if name in wanted:
-                    yield name, rows(value.transpose(0, 1), inside.mT)
-        x = hidden
+        hidden = hidden_states(layer, base, depth, given)
+        yield from inputs_at(layer, depth, wanted, given, hidden)
+        given = replace(given, x=hidden)
+
+
+def hidden_states(layer: Any, base: type[nn.RNNBase], depth: int, given: Sequences) -> Tensor:
+    """Hidden states (sequence, batch, directions * size) of one layer, zero after the end."""
+    n_directions = 2 if layer.bidirectional else 1
+    here = slice(depth * n_directions, (depth + 1) * n_directions)
+    h, c = given.h[here], given.c[here]
+    packed = pack_padded_sequence(given.x, given.lengths, enforce_sorted=False)
+    single = _single(layer, base, depth, given.x.shape[-1])
+    done, _ = single(packed, (h, c) if layer.mode == "LSTM" else h)
+    hidden: Tensor = pad_packed_sequence(done, total_length=len(given.x))[0]
+    return hidden
+
+
+def inputs_at(
+    layer: Any, depth: int, wanted: Collection[str], given: Sequences, hidden: Tensor
+) -> Iterator[tuple[str, Rows]]:
+    """Yield the inputs of each wanted weight of one layer, whose hidden states are known."""
+    n_directions, inside = 2 if layer.bidirectional else 1, given.inside
+    for direction, own in enumerate(hidden.chunk(n_directions, dim=-1)):
+        suffix, number = suffix_of(depth, direction), depth * n_directions + direction
+        before = _previous(own, given.h[number], given.lengths, bool(direction))
+        found = {f"weight_ih{suffix}": given.x, f"weight_hh{suffix}": before}
+        projected = f"weight_hr{suffix}"
+        if projected in wanted:
+            start = given.c[number]
+            found[projected] = _unprojected(layer, suffix, given.x, before, start, inside)
+        for name, value in found.items():
+            if name in wanted:
+                yield name, rows(value.transpose(0, 1), inside.mT)
+
+
+def suffix_of(depth: int, direction: int) -> str:
+    """Give the end of the names of all parameters of a layer in one direction."""
+    return f"_l{depth}" + ("_reverse" if direction else "")
 
 
 def _is_batched(input: Any) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Slot
+from ..protocols import Factorized, Factors, Inputs, LayerKind, Memo, Recurrence, Slot
 from .hidden_states import recurrent_inputs
 from .linear import FactorizedLinear
+from .recurrences import LayerRecurrence
 from .reparametrized import computed_names, holds_more
 from .taking_over import dense_copy, matrix_reader, overrides
 
@@ -137,6 +138,8 @@ class RecurrentKind(LayerKind):
 
     def slots(self, module: Any) -> list[Slot]:
         names = [n for n in module._flat_weights_names if n.startswith("weight")]
+        # Nothing is added to what a projection gives.
+        biased = {n for n in names if module.bias and not n.startswith("weight_hr")}
         return [
             Slot(
                 name,
@@ -144,6 +147,7 @@ class RecurrentKind(LayerKind):
                 matrix_reader(getattr(module, name)),
                 (getattr(module, name),),
                 tieable=False,
+                bias=name.replace("weight", "bias") if name in biased else None,
             )
             for name in names
         ]
@@ -157,3 +161,7 @@ class RecurrentKind(LayerKind):
     ) -> Iterator[tuple[str, Inputs]]:
         base = _BASES[module.mode]
         yield from recurrent_inputs(module, base, wanted, call["input"], call["hx"])
+
+    def recurrences(self, module: Any) -> Sequence[Recurrence]:
+        base = _BASES[module.mode]
+        return [LayerRecurrence(module, base, depth) for depth in range(module.num_layers)]

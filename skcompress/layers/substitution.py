@@ -11,8 +11,8 @@ from torch import nn
 from ..errors import ModelCopyError
 from ..protocols import Factorized, Factors, Memo
 from .kinds import kind_of
+from .pretrained import settle
 from .reparametrized import cached_results, computed_by
-from .tied_names import rename_ties
 
 _HOOKS = (
     "_forward_hooks",
@@ -39,7 +39,7 @@ def substitute(model: nn.Module, factors: Mapping[str, Mapping[str, Factors]]) -
         return kind and kind.build(module, factors[name], memo)
 
     result = replace_modules(model, build)
-    rename_ties(model, result)
+    settle(model, result)
     return result
 
 
@@ -50,7 +50,7 @@ def densify(model: nn.Module) -> nn.Module:
         return module.to_dense(memo) if isinstance(module, Factorized) else None
 
     result = replace_modules(model, build)
-    rename_ties(model, result)
+    settle(model, result)
     return result
 
 

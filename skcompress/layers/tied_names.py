@@ -47,7 +47,9 @@ def _rename(ties: dict[str, str], result: Any) -> bool:
         if target in parameters and source in parameters:
             found[target] = source
             continue
-        sources = {id(p): name for name, p in parameters.items() if _inside(name, source)}
+        # A source that is still there is one parameter, whatever else its module holds.
+        names = [source] if source in parameters else [n for n in parameters if _inside(n, source)]
+        sources = {id(parameters[name]): name for name in names}
         for name, parameter in parameters.items():
             if _inside(name, target) and id(parameter) in sources:
                 found[name] = sources[id(parameter)]

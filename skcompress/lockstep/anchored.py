@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import Slot
 from ..precision import full_precision
-from ..protocols import Inputs, SecondMoment
+from ..protocols import Dense, Inputs, SecondMoment
 from ..protocols.metric import counted
 from ..statistics.lagged import Signals
 from ..statistics.moments import (
@@ -48,6 +48,29 @@ class Anchored:
     def gram(self) -> Tensor:
         """`squares` as matrices, (groups, n, n)."""
         return torch.stack([moment.dense for moment in self.squares])
+
+    def mixed_with(self, other: Anchored, share: float) -> Anchored:
+        """Moments of both sets of inputs together, where the others are so large a share.
+
+        Both with the same roots.
+        """
+        between = (share * (1 - share)) ** 0.5
+        of_inputs = between * (other.inputs - self.inputs)
+        of_outputs = between * (other.outputs - self.outputs)
+        squares = [
+            Dense(torch.lerp(mine.dense, its.dense, share)).plus_square(gap)
+            for mine, its, gap in zip(self.squares, other.squares, of_inputs, strict=True)
+        ]
+        cross = torch.lerp(self.cross, other.cross, share)
+        energy = torch.lerp(self.energy, other.energy, share)
+        return replace(
+            self,
+            squares=tuple(squares),
+            cross=torch.baddbmm(cross, of_outputs[:, :, None], of_inputs[:, None]),
+            energy=energy + _seen(self.roots, of_outputs[:, :, None])[:, :, 0].square(),
+            inputs=torch.lerp(self.inputs, other.inputs, share),
+            outputs=torch.lerp(self.outputs, other.outputs, share),
+        )
 
     def with_means(self) -> Anchored:
         """Put the means in, for a layer where nothing makes up for them."""

@@ -20,7 +20,7 @@ from ..statistics.collecting import slot_inputs
 from ..statistics.passes import Positions, generator, positions_of
 from .anchored import Anchored, AnchoredSum, InputsBySlot
 from .order import calls_in_order
-from .paused import PausedForward, PausingNetwork
+from .paused import Call, PausedForward, PausingNetwork
 
 
 class Lockstep:
@@ -148,6 +148,19 @@ class Lockstep:
                     )
         self._let_go(name)
         return {slot: found.result() for slot, found in sums.items() if found.reached}
+
+    def calls(self, name: str) -> list[tuple[Batch, Call, Call]]:
+        """Arguments of the call stood before, positional and by keyword, in both networks.
+
+        Of the batches that reach the layer in both; none where forwards call it several times.
+        """
+        if self._calls.get(name, 1) > 1:
+            return []
+        return [
+            (batch, original.call, successor.call)
+            for batch, (original, successor) in zip(self._batches, self._pairs, strict=True)
+            if original.at == successor.at == name
+        ]
 
     def _missing(
         self, name: str, original: PausedForward, successor: PausedForward

@@ -51,7 +51,12 @@ class Structure:
         return self.norms.get(site.users[0][0]) if site.alone else None
 
     def takes_mean(self, site: Site) -> str | None:
-        """Name the module that can make up for a mean output: the layer, or the norm after it."""
+        """Name what can make up for a mean output: the layer, its bias, or the norm after it.
+
+        A bias by its own name, where the layer has several.
+        """
+        if site.slot.bias is not None and len(site.users) == 1:
+            return f"{site.users[0][0]}.{site.slot.bias}".lstrip(".")
         if not site.alone:
             return None
         if site.modules[0]._parameters.get("bias") is not None:

@@ -19,6 +19,7 @@ from .layer_kind import Factorized, LayerKind, Memo, Slot
 from .metric import Metric
 from .modelwise import Modelwise
 from .objective import Bench, Objective
+from .recurrence import Preactivation, Recurrence, Unrolled
 from .regularizer import Regularizer, SumRegularizer
 from .second_moment import Dense, SecondMoment, Spanned
 from .storage import Storage
@@ -54,8 +55,10 @@ __all__ = [
     "Options",
     "Patches",
     "Pivots",
+    "Preactivation",
     "Prunable",
     "Rank",
+    "Recurrence",
     "Regularizer",
     "Rows",
     "SecondMoment",
@@ -68,6 +71,7 @@ __all__ = [
     "StandInCall",
     "Storage",
     "SumRegularizer",
+    "Unrolled",
     "WeightDecomposition",
     "rows",
 ]

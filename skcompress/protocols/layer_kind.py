@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .factors import Factors
 from .inputs import Inputs, Lookups
+from .recurrence import Recurrence
 
 # Of the `copy.deepcopy` under way: what stands for an object, by the object's id.
 Memo = dict[Any, Any]
@@ -29,6 +30,8 @@ class Slot:
     part : which part of the parameter it is, where one parameter stores several weights;
         None where it is all of it
     tieable : whether a layer that shares the parameter can share the factors
+    bias : the parameter of the layer that is added to what this weight alone gives, where it is
+        another than `bias`; by its name in the layer
     """
 
     name: str
@@ -37,6 +40,7 @@ class Slot:
     parameters: tuple[nn.Parameter, ...]
     part: int | None = None
     tieable: bool = True
+    bias: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,6 +141,15 @@ class LayerKind(ABC):
         wanted : names of the slots that are asked for; others may be left out
         call : what its forward receives, by name of the argument
         """
+
+    def recurrences(self, module: nn.Module) -> Sequence[Recurrence]:
+        """List the parts of a module that are given again what they gave, in their order.
+
+        To be written where weights change what they are applied to later in the same call: they
+        are then fitted to inputs from a run of their own. Weights of no such part are fitted as
+        those of other layers are.
+        """
+        return ()
 
     def outputs(self, module: nn.Module, output: Tensor) -> dict[str, Inputs]:
         """Cut a tensor like the module's output into columns y = W x of its weights.

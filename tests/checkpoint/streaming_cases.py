@@ -27,21 +27,24 @@ def saved(model: nn.Module, path: Path) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a result, and its structure."""
+    """All tensors of a result but for marks, and its structure."""
     if path.is_file():
         with safe_open(path, "pt") as file:
-            return load_file(path), json.loads(file.metadata()["skcompress"])
+            return load_file(path), json.loads(file.metadata()["skcompress"])["structure"]
     tensors: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors, json.loads((path / "skcompress.json").read_text())
+        tensors |= {name: tensor for name, tensor in load_file(file).items() if tensor.numel()}
+    said = json.loads((path / "skcompress.json").read_text())
+    if "structure" not in said:
+        said = json.loads((path / "config.json").read_text())["quantization_config"]
+    return tensors, said["structure"]
 
 
 def check_same(path: Path, expected: nn.Module, *, absent: tuple[str, ...] = ()) -> None:
     """The tensors on disk are those of a model, bit for bit; what it shares is there once."""
     tensors, structure = read(path)
     wanted = expected.state_dict()
-    resolved = {**tensors, **{new: tensors[old] for new, old in structure["shared"].items()}}
+    resolved = {**tensors, **{new: tensors[old] for new, old in structure["ties"].items()}}
     assert resolved.keys() | set(absent) == wanted.keys() | set(absent)
     for name, tensor in resolved.items():
         assert tensor.dtype == wanted[name].dtype, name

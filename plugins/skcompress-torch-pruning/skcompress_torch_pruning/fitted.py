@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from skcompress.building import Fingerprint, Fitted, Replacement, Selection
+from skcompress.building import Fingerprint, Fitted, Replacement, Selection, let_save
 
 from .plan import ChannelPlan
 from .removing import remove_
@@ -43,3 +43,4 @@ class FittedChannels(Fitted):
 
     def _narrow(self, result: nn.Module) -> None:
         remove_(result, self.plan.removal, self.plan.resizes)
+        let_save(result)

@@ -16,7 +16,6 @@ from sklearn.utils._param_validation import (
     RealNotInt,
     StrOptions,
 )
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ... import registry
@@ -32,14 +31,15 @@ from ...network.batches import device_of
 from ...network.weighting import weighted
 from ...network.weights import Selection, check_model, check_patterns, require_sites, select
 from ...plan import Report
-from ...protocols import Compressor, Criterion, DataCriterion
+from ...protocols import Criterion, DataCriterion
 from ...spaces import FloatRange, SearchSpace
 from ..checks import PATTERNS, check_device, computing, seeded
+from ..fitted import FittedCompressor
 from .fit import Method, PruningFit, zeros
 from .gradual import GradualPruning
 
 
-class PruningCompressor(Compressor):
+class PruningCompressor(FittedCompressor):
     """Sets numbers of a model's weights to zero: all but which ones.
 
     Parameters and learnt attributes are written up in :class:`Pruner`.
@@ -75,35 +75,8 @@ class PruningCompressor(Compressor):
     def _method(self) -> Method:
         """Resolve the settings."""
 
-    def fit(self, model: nn.Module, data: object = None) -> PruningCompressor:
-        """Decide which values of each weight stay, and what they are; `model` stays as it is.
-
-        model : torch.nn.Module with values
-        data : unlabelled inputs, as for :class:`LowRankCompressor`; used by criteria and
-            allocations that need it, and by ``refit=True``
-        """
-        self._fit(model, data)
-        return self
-
-    def fit_transform(self, model: nn.Module, data: object = None) -> nn.Module:  # type: ignore[override]
-        """`fit`, then `transform` of the same model; the network that was compared is given."""
-        network = self._fit(model, data)
-        return self.transform(model) if network is None else network
-
-    @computing
-    def transform(self, model: nn.Module) -> nn.Module:
-        """Give a copy of `model` with values of the planned weights set to zero.
-
-        model : the fitted model, or another one of the same architecture: a later checkpoint, of
-            which as many values of each weight stay, where no data took part; a model on the meta
-            device, which gives the structure alone
-        """
-        check_is_fitted(self, "plan_")
-        return self.fitted_.applied_to(model, type(self).__name__)
-
     @computing
     def _fit(self, model: nn.Module, data: object) -> nn.Module | None:
-        """Learn all there is; gives the pruned network where it was built on the way."""
         check_model(type(self).__name__, model)
         steps = Steps(device_of(model))
         with steps("observe"):

@@ -1,0 +1,1 @@
+"""Compressed models of transformers in folders that `from_pretrained` loads."""
