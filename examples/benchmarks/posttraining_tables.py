@@ -75,7 +75,7 @@ def _table(
     for name, settings in methods.items():
         own = [row for row in compressed if row["settings"] == settings]
         if own:
-            cells = [_cell(dense, [r for r in own if r["keep"] == keep]) for keep in keeps]
+            cells = [cell(dense, [r for r in own if r["keep"] == keep]) for keep in keeps]
             fits = [row for row in own if "fit_s" in row]
             times = [_seconds([r for r in fits if r["first"] == first]) for first in (True, False)]
             lines.append([name, *cells, *times])
@@ -93,7 +93,7 @@ def _table(
     )
 
 
-def _cell(dense: Row, rows: Sequence[Row]) -> str:
+def cell(dense: Row, rows: Sequence[Row]) -> str:
     """Quality, and in brackets what is lost of the dense network's."""
     if not rows:
         return ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layers import Slot
 from ..precision import full_precision
 from ..protocols import Dense, Inputs, Lookups, Patches, SecondMoment, Spanned
-from .lagged import Signals
+from .lagged import LagSum, Signals
 
 # Numbers in one piece of patches: small enough for the cache of a CPU to help.
 _PIECE = {"cpu": 1 << 22}
@@ -178,6 +178,8 @@ class SquareSum:
         self._shape, self._device = (groups, n, n), device
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._total: Tensor | None = None
+        # By the step of their kernels: layers that share a weight may be dilated differently.
+        self._lags: dict[int, LagSum] = {}
 
     def add(self, of: slice, x: Tensor, w: Tensor | None, share: float) -> None:
         """Add columns x of some groups, each `share` times and by its weight w (positions,)."""
@@ -191,7 +193,8 @@ class SquareSum:
     def keeps(self, n_more: int) -> bool:
         """Whether so many more columns would still be kept as they are."""
         n_kept = sum(len(counts) for _, counts in self._kept)
-        return self._total is None and n_kept + n_more < self._shape[1]
+        whole = self._total is not None or self._lags
+        return not whole and n_kept + n_more < self._shape[1]
 
     def add_signals(
         self, signals: Signals, shift: Tensor, weights: Tensor | None, share: float
@@ -201,7 +204,12 @@ class SquareSum:
         shift : (groups, n), what is taken off; weights : (batch,), of the samples
         """
         channels = shift.unflatten(1, (-1, signals.taps))[:, :, 0]
-        self._whole().add_(signals.squares(channels, weights).to(self._device), alpha=share)
+        x = signals.less(channels, weights)
+        if signals.step not in self._lags:
+            shape = (*x.shape[:2], signals.taps)
+            with torch.inference_mode(False):
+                self._lags[signals.step] = LagSum(shape, signals.step, self._device)
+        self._lags[signals.step].add(x, share)
 
     def _whole(self) -> Tensor:
         """Give the sum as a matrix, from now on."""
@@ -220,12 +228,22 @@ class SquareSum:
 
         The sum is used up.
         """
-        if self._total is None:
+        if self._total is None and not self._lags:
             return self._spanned(weight, mean)
         # In place: a second copy of the largest of all tensors would double the memory.
-        found = mirror(self._total).div_(weight[:, None, None])
+        found = self._matrix().div_(weight[:, None, None])
         found.baddbmm_(mean[:, :, None], mean[:, None], alpha=-1)
         return tuple(map(Dense, found))
+
+    def _matrix(self) -> Tensor:
+        """Give the sum, (groups, n, n); it is used up."""
+        sums = list(self._lags.values())
+        found = sums.pop().matrix() if sums else mirror(self._whole())
+        for lags in sums:
+            found += lags.matrix()
+        if self._lags and (self._kept or self._total is not None):  # of calls with few positions
+            found += mirror(self._whole())
+        return found
 
     def _spanned(self, weight: Tensor, mean: Tensor) -> tuple[SecondMoment, ...]:
         columns = [x.to(torch.float64) for x, _ in self._kept]
