@@ -24,7 +24,7 @@ class Site:
     """One weight to work on, with every layer that uses it.
 
     name : of the layer, plus the slot's name where a layer has several weights
-    names : all that patterns may call it by: its own, and those of its layers
+    names : all that patterns may call it by: its own, and those of its layers and parameters
     users : (module name, slot name) of each layer that shares the weight, this one first
     """
 

@@ -191,7 +191,7 @@ def test_tied_layers_are_one_site_with_all_their_names():
     (site,) = select(model).sites
     assert site.users == [("a", ""), ("b", "")]
     assert site.modules == [model["a"], model["b"]]
-    assert set(site.names) == {"a", "b"}
+    assert set(site.names) == {"a", "a.weight", "b", "b.weight"}
 
 
 def test_a_model_with_nothing_to_compress_says_why():
