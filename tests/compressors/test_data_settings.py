@@ -77,7 +77,7 @@ def test_positions_are_drawn_by_the_seed(compressor, way):
     def fitted(**settings):
         return compressor(rank=0.5, reconstruction=way, **settings).fit_transform(model, x)
 
-    some, every = fitted(max_positions=200, random_state=3), fitted()
+    some, every = fitted(max_positions=200, random_state=3), fitted(max_positions=None)
     assert same(some, fitted(max_positions=200, random_state=3))
     assert not same(some, fitted(max_positions=200, random_state=4))
     assert same(fitted(max_positions=200), fitted(max_positions=200))

@@ -123,7 +123,8 @@ def test_the_same_data_in_all_its_forms():
     pairs = torch.utils.data.TensorDataset(x, torch.zeros(len(x)))
     loader = torch.utils.data.DataLoader(pairs, batch_size=16)
     forms = [x, x.numpy(), [x[:20], x[20:]], [(x, None)], [{"input": x}], loader]
-    plans = [SVDCompressor(rank=0.4).fit(model, form).plan_ for form in forms]
+    # Which positions are drawn depends on how the samples are batched.
+    plans = [SVDCompressor(rank=0.4, max_positions=None).fit(model, f).plan_ for f in forms]
     assert all(plan == plans[0] or _close(plan, plans[0]) for plan in plans)
 
 
