@@ -15,8 +15,8 @@ from ..errors import CalibrationValueError, NonFiniteOutputError, OutputTypeErro
 from ..network.batches import Batch
 
 LIKELIHOODS = ("auto", "categorical", "gaussian")
-# How far from 1 the sum of probabilities in half precision may be.
-_UNIT_SUM = 1e-2
+# How far from 1 the sum of probabilities, or the norm of an embedding, may be in half precision.
+_UNIT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,15 @@ def form_of(result: Any, batch: Batch, likelihood: str = "auto") -> Form:
     - `.logits` are logits, `.last_hidden_state` has values;
     - an output as wide as a floating input with as many axes is a reconstruction or a
       forecast of that input: values;
+    - what adds up to 1 over the classes, from 0 on, has probabilities of classes;
+    - vectors of length 1 (embeddings) and numbers from 0 to 1 (of sigmoids) are values;
     - any other output is one of logits, unless there would be one class only.
 
     Classes are on axis 1 of (N, C) and of (N, C, *spatial) with two spatial axes or more,
     and on the last axis of (N, T, C).
 
-    Nothing in an output (N, C) tells targets of a regression, or independent labels, from
-    logits: "auto" takes them for these, unless `likelihood` says "gaussian".
+    Nothing in an output (N, C) tells targets of a regression, or logits of independent labels,
+    from logits: "auto" takes them for these, unless `likelihood` says "gaussian".
     """
     if likelihood not in LIKELIHOODS:
         rule = " or ".join(map(repr, LIKELIHOODS))
@@ -115,7 +117,13 @@ def form_of(result: Any, batch: Batch, likelihood: str = "auto") -> Form:
         )
     if likelihood == "gaussian" or not possible:
         return Form(None)
-    return Form(axis, _are_probabilities(output.detach().movedim(axis, -1)))
+    rows = output.detach().movedim(axis, -1)
+    if _are_probabilities(rows):
+        return Form(axis, probabilities=True)
+    named = likelihood == "categorical" or _named(result, "logits") is not None
+    if not named and (_are_embeddings(rows) or _are_shares(rows)):
+        return Form(None)
+    return Form(axis)
 
 
 def checked_rows(form: Form, result: Any, batch: Batch) -> Tensor:
@@ -159,4 +167,13 @@ def _echoes(output: Tensor, axis: int, batch: Batch) -> bool:
 
 
 def _are_probabilities(x: Tensor) -> bool:
-    return bool((x >= 0).all() and ((x.float().sum(-1) - 1).abs() <= _UNIT_SUM).all())
+    return bool((x >= 0).all() and ((x.float().sum(-1) - 1).abs() <= _UNIT).all())
+
+
+def _are_embeddings(x: Tensor) -> bool:
+    return bool(((x.float().norm(dim=-1) - 1).abs() <= _UNIT).all())
+
+
+def _are_shares(x: Tensor) -> bool:
+    """Whether these are numbers from 0 to 1, as sigmoids give them; probabilities are not asked."""
+    return bool(((x >= 0) & (x <= 1)).all() and (x > 0).any())

@@ -69,6 +69,16 @@ def test_main_outputs_of_transformers():
     assert form_of(outputs.CausalLMOutput(logits=MAIN), Batch((), {})).axis == 1
 
 
+def test_embeddings_and_sigmoids_are_values():
+    batch, output = Batch((torch.ones(5, 8),), {}), random(5, 3)
+    for found in (nn.functional.normalize(output), output.sigmoid()):
+        for given in (found, found.half()):
+            assert form_of(given, batch) == Form(None)
+            assert form_of(given, batch, "categorical") == Form(1)
+            assert form_of({"logits": given}, batch) == Form(1)
+    assert form_of(torch.zeros(5, 3), batch) == Form(1)  # of a head that has learnt nothing
+
+
 @pytest.mark.parametrize(
     ("shape", "given", "axis"),
     [
