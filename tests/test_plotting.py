@@ -379,7 +379,7 @@ def test_models_without_a_layer_to_draw(model):
     with pytest.raises(NoLayerError, match="SpectrumDisplay found no layer"):
         SpectrumDisplay.from_model(nn.ReLU())
     model.append(nn.BatchNorm1d(12))
-    with pytest.raises(NoLayerError, match=r": 5: vectors only: nothing to factorise$"):
+    with pytest.raises(SelectionError, match=r"layer='5' .*vectors only: nothing to factorise$"):
         WeightDisplay.from_model(model, "5")
     small = SVDCompressor(rank=1).fit_transform(nn.Sequential(nn.Linear(9, 9)))
     with pytest.raises(NoLayerError, match="0: already factorised"):
