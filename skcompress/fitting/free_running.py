@@ -108,8 +108,7 @@ class FreeRunning:
         self, recurrence: Recurrence, goals: Sequence[Unrolled]
     ) -> tuple[RecurrentFit, list[Unrolled]]:
         """Fit the weights of one recurrence, and run it, in turns; give how it runs then too."""
-        slots = (slot for z in recurrence.preactivations for slot in z.rows)
-        own = [slot for slot in slots if slot in self._sites]
+        own = [slot for slot in recurrence.slots if slot in self._sites]
         runs = self._tried(recurrence, RecurrentFit())
         if not own:
             return RecurrentFit(), runs

@@ -26,7 +26,6 @@ from ..lockstep.preactivations import state_energy, state_error
 from ..network.batches import Batch
 from ..network.observing import Reducer, observe
 from ..network.weights import Site
-from ..protocols import Recurrence
 from ..protocols.product import multiply_out
 from .calibration import Calibration
 from .candidates import Findings, working_weight
@@ -135,7 +134,7 @@ class _Layer:
         if offset is not None and slot.bias is not None:
             bias = getattr(self._trial, slot.bias).detach()
             bias += offset.to(bias)
-        first = next(n for n, r in enumerate(self._recurrences) if slot.name in _slots(r))
+        first = next(n for n, r in enumerate(self._recurrences) if slot.name in r.slots)
         given = self._given[first]
         for recurrence in self._recurrences[first:]:
             runs = [recurrence.run(self._trial, call) for call in given]
@@ -144,7 +143,3 @@ class _Layer:
         if bias is not None:
             bias.copy_(getattr(self._module, str(slot.bias)))
         return state_error(self._goals, runs, self._batches)
-
-
-def _slots(recurrence: Recurrence) -> set[str]:
-    return {slot for z in recurrence.preactivations for slot in z.rows}

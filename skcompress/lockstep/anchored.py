@@ -135,7 +135,7 @@ class AnchoredSum:
         share = seen / used  # what each of those drawn stands for
         device = self._weight.device
         size = piece_size(device)
-        of = slice(None) if after.group is None else slice(after.group, after.group + 1)
+        of = after.groups
         weight = self._weight[of]
         first = not self._count[of].any()
         if missing is not None and index is not None:

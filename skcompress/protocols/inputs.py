@@ -25,6 +25,11 @@ class Inputs(ABC):
     def __len__(self) -> int:
         return prod(self.lead)
 
+    @property
+    def groups(self) -> slice:
+        """The groups that they belong to: `group`, or all."""
+        return slice(None) if self.group is None else slice(self.group, self.group + 1)
+
     def kept(self, mask: Tensor | None) -> Tensor | None:
         """Give the positions that count, as indices below `len(self)`; None for all.
 

@@ -50,6 +50,11 @@ class Recurrence(ABC):
 
     preactivations: tuple[Preactivation, ...]
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the slots of all its weights."""
+        return tuple(slot for z in self.preactivations for slot in z.rows)
+
     @abstractmethod
     def run(self, module: nn.Module, given: Any) -> Unrolled:
         """Let it run freely, on its own states.

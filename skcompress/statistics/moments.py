@@ -287,7 +287,7 @@ class MomentSum:
         index, seen, used = draw(inputs, mask, self._max_positions, self._generator)
         if not seen:
             return
-        of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        of = inputs.groups
         self.count[of] += seen
         device = self._squares.device
         # Autocast of the user's forward would form the products in half precision.
@@ -337,7 +337,7 @@ class InputSum:
         if not seen:
             return
         share = seen / used  # what each of those drawn stands for
-        of = slice(None) if inputs.group is None else slice(inputs.group, inputs.group + 1)
+        of = inputs.groups
         first = not self.count[of].any()
         self.count[of] += seen
         self._used[of] += used

@@ -110,20 +110,18 @@ def form_of(result: Any, batch: Batch, likelihood: str = "auto") -> Form:
     if likelihood == "categorical" and not possible:
         rule = f"'gaussian' for outputs of shape {tuple(output.shape)}, which have no classes"
         raise CalibrationValueError("likelihood", rule, likelihood)
-    if likelihood == "auto":
-        possible = possible and (
-            _named(result, "logits") is not None
-            or (_named(result, "last_hidden_state") is None and not _echoes(output, axis, batch))
-        )
     if likelihood == "gaussian" or not possible:
         return Form(None)
     rows = output.detach().movedim(axis, -1)
-    if _are_probabilities(rows):
-        return Form(axis, probabilities=True)
-    named = likelihood == "categorical" or _named(result, "logits") is not None
-    if not named and (_are_embeddings(rows) or _are_shares(rows)):
+    probabilities = _are_probabilities(rows)
+    said = likelihood == "categorical" or _named(result, "logits") is not None
+    if not said and (
+        _named(result, "last_hidden_state") is not None
+        or _echoes(output, axis, batch)
+        or (not probabilities and (_are_embeddings(rows) or _are_shares(rows)))
+    ):
         return Form(None)
-    return Form(axis)
+    return Form(axis, probabilities)
 
 
 def checked_rows(form: Form, result: Any, batch: Batch) -> Tensor:
