@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -167,3 +169,13 @@ def layer(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tup
     """A layer whose weights have rank `RANK`, in eval mode, and arguments for it."""
     build, arguments = LAYERS[name]
     return low_rank_(seeded(build).to(dtype)).eval(), arguments(dtype)
+
+
+def check_all_is_in_the_state(one: nn.Module, other: nn.Module, x: Tensor) -> None:
+    """Whether `other`, of the same layout, is `one` once it has its state, read from a file."""
+    stream = io.BytesIO()
+    torch.save(one.state_dict(), stream)
+    stream.seek(0)
+    other.load_state_dict(torch.load(stream, weights_only=True))
+    assert torch.equal(other(x), one(x))
+    assert torch.equal(copy.deepcopy(one)(x), one(x))

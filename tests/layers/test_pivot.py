@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 from dataclasses import replace
 
 import pytest
 import torch
-from models import distance, layer, random, seeded
+from models import check_all_is_in_the_state, distance, layer, random, seeded
 from torch import nn
 
 from skcompress import LowRankCompressor, SVDCompressor, TuckerCompressor, count_parameters
@@ -180,13 +179,7 @@ def test_indices_are_in_the_state(scheme):
     for part in other.modules():
         if isinstance(part, PivotedFactor):
             part.index = torch.arange(len(part.index))
-    stream = io.BytesIO()
-    torch.save(one.state_dict(), stream)
-    stream.seek(0)
-    other.load_state_dict(torch.load(stream, weights_only=True))
-    x = random(2, 8, 6, 6)
-    assert torch.equal(other(x), one(x))
-    assert torch.equal(copy.deepcopy(one)(x), one(x))
+    check_all_is_in_the_state(one, other, random(2, 8, 6, 6))
 
 
 @every_scheme

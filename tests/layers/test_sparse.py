@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
-from models import distance, layer, random, seeded
+from models import check_all_is_in_the_state, distance, layer, random, seeded
 from torch import nn
 
 from skcompress import LowRankCompressor, Pruner, count_bytes, count_parameters
@@ -133,13 +132,7 @@ def test_positions_are_in_the_state():
     one, other = small_of(conv()), small_of(conv(nn.Conv2d, 8, 12, 3).requires_grad_(False))
     for part in terms(other):
         part.positions.zero_()
-    stream = io.BytesIO()
-    torch.save(one.state_dict(), stream)
-    stream.seek(0)
-    other.load_state_dict(torch.load(stream, weights_only=True))
-    x = random(2, 8, 6, 6)
-    assert torch.equal(other(x), one(x))
-    assert torch.equal(copy.deepcopy(one)(x), one(x))
+    check_all_is_in_the_state(one, other, random(2, 8, 6, 6))
 
 
 def test_is_exported_and_compiled():
